@@ -1,0 +1,180 @@
+"""Networks, optimiser and target averaging with a leading replica axis R; replicas never interact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from offon.algorithms.noise import Noise, key_of
+
+
+def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
+    weight = torch.empty(fan_in, fan_out)
+    if init == "torch":  # torch.nn.Linear's default: U(+-1/sqrt(fan_in)) for weights and biases
+        bound = 1.0 / math.sqrt(fan_in)
+        return weight.uniform_(-bound, bound, generator=generator)
+    if init == "orthogonal":  # gain sqrt(2) in every layer, biases zero
+        return torch.nn.init.orthogonal_(weight, math.sqrt(2.0), generator=generator)
+    raise ValueError(f"expected init 'torch' or 'orthogonal', got {init!r}")
+
+
+def _init_bias(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
+    if init == "torch":
+        bound = 1.0 / math.sqrt(fan_in)
+        return torch.empty(1, fan_out).uniform_(-bound, bound, generator=generator)
+    return torch.zeros(1, fan_out)
+
+
+class MLP(torch.nn.Module):
+    """R (or R x E) multilayer perceptrons with ReLU between layers.
+
+    Weights are [R, in, out] ([R, E, in, out] with an ensemble). The initial weights of a replica depend on its seed
+    and the net's name alone, so two nets of one shape need two names.
+
+    Args:
+        seeds: one seed per replica.
+        name: part of the seed of the initial weights and of the dropout masks.
+        sizes: input width, hidden widths, output width.
+        ensemble: number of members E, each with its own initial weights; None for a plain net.
+        layer_norm: LayerNorm after each hidden linear layer, before the ReLU.
+        dropout: rate after each hidden ReLU; applied only where `noise` is passed to `forward`.
+        init: "torch" (torch.nn.Linear's default) or "orthogonal" (gain sqrt(2), zero bias, every layer).
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        name: str,
+        sizes: Sequence[int],
+        ensemble: int | None = None,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+        init: str = "torch",
+    ) -> None:
+        super().__init__()
+        self.name, self.sizes, self.ensemble, self.dropout = name, tuple(sizes), ensemble, dropout
+        members = range(ensemble or 1)
+        weights, biases = [], []
+        for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            layer_weights, layer_biases = [], []
+            for seed in seeds:
+                for member in members:
+                    generator = torch.Generator().manual_seed(
+                        key_of(seed, "init", name, str(member), str(layer)) & 0x7FFFFFFFFFFFFFFF
+                    )
+                    layer_weights.append(_init_weight(init, fan_in, fan_out, generator))
+                    layer_biases.append(_init_bias(init, fan_in, fan_out, generator))
+            lead = (len(seeds),) if ensemble is None else (len(seeds), ensemble)
+            weights.append(torch.nn.Parameter(torch.stack(layer_weights).view(*lead, fan_in, fan_out)))
+            biases.append(torch.nn.Parameter(torch.stack(layer_biases).view(*lead, 1, fan_out)))
+        self.weights, self.biases = torch.nn.ParameterList(weights), torch.nn.ParameterList(biases)
+        self.norms = torch.nn.ParameterList()
+        if layer_norm:
+            for width in sizes[1:-1]:
+                scale = torch.nn.Parameter(torch.ones(*lead, 1, width))
+                self.norms.extend([scale, torch.nn.Parameter(torch.zeros(*lead, 1, width))])
+
+    def forward(self, x: Tensor, noise: Noise | None = None, members: int | None = None) -> Tensor:
+        """[R, B, in] -> [R, B, out], or [R, E, B, out] with an ensemble (then x may also be [R, E, B, in]).
+
+        `members` takes only the first so many of an ensemble; dropout is applied only where `noise` is given.
+        """
+        replicas, batch = x.shape[0], x.shape[-2]
+        ensemble = members or self.ensemble
+        if ensemble is not None:
+            if x.dim() == 3:
+                x = x.unsqueeze(1).expand(-1, ensemble, -1, -1)
+            x = x.reshape(replicas * ensemble, batch, x.shape[-1])
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if members is not None:
+                weight, bias = weight[:, :members], bias[:, :members]
+            x = torch.baddbmm(bias.flatten(0, -3), x, weight.flatten(0, -3))
+            if layer == last:
+                break
+            if len(self.norms):
+                scale, shift = self.norms[2 * layer], self.norms[2 * layer + 1]
+                if members is not None:
+                    scale, shift = scale[:, :members], shift[:, :members]
+                x = torch.nn.functional.layer_norm(x, x.shape[-1:]) * scale.flatten(0, -3) + shift.flatten(0, -3)
+            x = torch.relu_(x)
+            if noise is not None and self.dropout:
+                shape = (batch, x.shape[-1]) if ensemble is None else (ensemble, batch, x.shape[-1])
+                keep = noise.keep(f"{self.name}/dropout{layer}", 1.0 - self.dropout, *shape)
+                x = x * (keep.view(x.shape) / (1.0 - self.dropout))
+        return x if ensemble is None else x.view(replicas, ensemble, batch, -1)
+
+
+class Adam(torch.nn.Module):
+    """Adam (Kingma and Ba, 2015) over the parameters of some modules, each with a leading replica axis.
+
+    Moments and the update counter are buffers, so they are part of `state_dict()`.
+
+    Args:
+        modules: modules whose parameters are optimised.
+        lr: learning rate, one for all replicas.
+        cosine_updates: if given, the rate falls from `lr` to 0 along half a cosine over that many updates (and stays
+            at 0); update 1 runs at `lr`.
+        max_grad_norm: per-replica limit on the global gradient norm.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[torch.nn.Module],
+        lr: float,
+        eps: float = 1e-8,
+        cosine_updates: int | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(lr, int | float):
+            raise TypeError(f"expected one learning rate for all replicas, got {lr!r}: sweep it with a comma list")
+        self.lr, self.eps, self.cosine_updates, self.max_grad_norm = float(lr), eps, cosine_updates, max_grad_norm
+        self._params = [parameter for module in modules for parameter in module.parameters()]
+        for index, parameter in enumerate(self._params):
+            self.register_buffer(f"exp_avg_{index}", torch.zeros_like(parameter, requires_grad=False))
+            self.register_buffer(f"exp_avg_sq_{index}", torch.zeros_like(parameter, requires_grad=False))
+        self.register_buffer("count", torch.zeros(()))  # float32: exact up to 2^24 updates, what the fused kernel takes
+
+    def step(self, loss: Tensor) -> None:
+        """One update on `loss` [R]: its sum over replicas is differentiated, so replicas stay independent."""
+        grads = list(torch.autograd.grad(loss.sum(), self._params))
+        with torch.no_grad():
+            if self.max_grad_norm is not None:
+                self._clip(grads)
+            lr: float | Tensor = self.lr
+            if self.cosine_updates is not None:
+                progress = (self.count * (math.pi / self.cosine_updates)).clamp_(max=math.pi)
+                lr = torch.cos(progress).add_(1.0).mul_(0.5 * self.lr)
+            self.count.add_(1.0)
+            count = len(self._params)
+            torch._fused_adam_(
+                self._params,
+                grads,
+                [getattr(self, f"exp_avg_{index}") for index in range(count)],
+                [getattr(self, f"exp_avg_sq_{index}") for index in range(count)],
+                [],
+                [self.count] * count,
+                lr=lr,
+                beta1=0.9,
+                beta2=0.999,
+                weight_decay=0.0,
+                eps=self.eps,
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def _clip(self, grads: list[Tensor]) -> None:
+        squares = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0)  # [R]
+        scale = (self.max_grad_norm / (squares.sqrt() + 1e-6)).clamp_(max=1.0)
+        for grad in grads:
+            grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
+
+
+def ema_(target: torch.nn.Module, online: torch.nn.Module, tau: float) -> None:
+    """target <- (1 - tau) target + tau online, in place."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)

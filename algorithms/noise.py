@@ -1,0 +1,169 @@
+"""Counter-based random numbers: every draw is a function of seed, phase, name and step, never of call order.
+
+The bits are SplitMix64 (Steele, Lea and Flood, 2014) in wrapping int64 arithmetic, so uniforms and integers are the
+same on CPU and CUDA to the bit; normals (Box-Muller) agree to rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+CHUNK = 50  # updates whose noise is drawn together, outside a captured graph
+_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+_TWO_PI = 6.283185307179586
+_BUFFER_LIMIT = 1 << 25  # elements; a larger draw is made step by step to spare memory
+
+
+def key_of(seed: int, *names: str) -> int:
+    """A signed 64-bit key for a seed and the name of what it is used for."""
+    digest = hashlib.blake2b("/".join((str(seed), *names)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser; shifts are made logical by masking."""
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX1
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX2
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+
+
+def _to_uniform(bits: Tensor) -> Tensor:
+    """Int64 bits to float32 in [0, 1), 24 bits of resolution."""
+    return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * (1.0 / (1 << 24))
+
+
+def _to_normal(bits: Tensor) -> Tensor:
+    """Int64 bits to float32 standard normals: Box-Muller on the upper and lower halves."""
+    radius = (((bits >> 40) & 0xFFFFFF) + 1).to(torch.float32) * (1.0 / (1 << 24))
+    angle = (bits & 0xFFFFFF).to(torch.float32) * (_TWO_PI / (1 << 24))
+    return torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(angle)
+
+
+def _to_integers(bits: Tensor, high: int | Tensor) -> Tensor:
+    """Int64 bits to int64 in [0, high), high below 2^31 (multiply-shift; bias below 2^-31 * high)."""
+    return (((bits >> 33) & 0x7FFFFFFF) * high) >> 31
+
+
+class _Draws:
+    """The four kinds of draw, on top of `_draw(kind, name, shape, convert)`."""
+
+    def _draw(self, kind: str, name: str, shape: tuple[int, ...], convert: Callable[[Tensor], Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """Standard normals, float32."""
+        return self._draw("normal", name, shape, _to_normal)
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """Uniforms in [0, 1), float32."""
+        return self._draw("uniform", name, shape, _to_uniform)
+
+    def integers(self, name: str, high: int | Tensor, *shape: int) -> Tensor:
+        """Integers in [0, high), int64; `high` may be a device tensor (a growing replay) and must be below 2^31."""
+        return self._draw("integers", name, shape, lambda bits: _to_integers(bits, high))
+
+    def keep(self, name: str, p: float, *shape: int) -> Tensor:
+        """A 0/1 float32 mask whose entries are 1 with probability `p` (not rescaled)."""
+        return self._draw(f"keep{p}", name, shape, lambda bits: (_to_uniform(bits) < p).to(torch.float32))
+
+
+class Noise(_Draws):
+    """Noise of training: each draw is [R, *shape], a function of (replica seed, phase, name, update number).
+
+    The runner calls `begin_chunk` before every chunk of updates and sets the slot of the update inside it; the
+    numbers of a whole chunk are drawn at once, into buffers whose addresses stay the same (CUDA graphs read them).
+    """
+
+    def __init__(self, seeds: Sequence[int], phase: str, device: torch.device | str = "cpu", chunk: int = CHUNK) -> None:
+        self._seeds, self._phase, self._device, self.chunk = tuple(seeds), phase, torch.device(device), chunk
+        self._steps = torch.zeros(chunk, dtype=torch.int64, device=self._device)
+        self._offsets = torch.arange(chunk, dtype=torch.int64, device=self._device)
+        self._keys: dict[str, Tensor] = {}
+        self._buffers: dict[tuple, tuple[Tensor, Callable[[], Tensor]]] = {}
+        self._drawn: set[str] = set()
+        self._first, self._slot = 0, 0
+
+    def begin_chunk(self, first_update: int) -> None:
+        """Draws the known numbers of updates `first_update` ... `first_update + chunk - 1`."""
+        self._first = first_update
+        torch.add(self._offsets, first_update, out=self._steps)
+        for buffer, refill in self._buffers.values():
+            buffer.copy_(refill())
+        self.begin_update(0)
+
+    def begin_update(self, slot: int) -> None:
+        """Moves to one update of the chunk."""
+        self._slot = slot
+        self._drawn.clear()
+
+    def turn(self, period: int) -> int:
+        """This update's number modulo `period`, a Python int: how a method acts only on every second update.
+
+        Under CUDA graph capture the branch taken is recorded, so `period` must divide the chunk.
+        """
+        if self.chunk % period:
+            raise ValueError(f"expected a period that divides {self.chunk}, got {period}")
+        return (self._first + self._slot) % period
+
+    def _key(self, name: str) -> Tensor:
+        if name not in self._keys:
+            keys = [key_of(seed, self._phase, name) for seed in self._seeds]
+            self._keys[name] = torch.tensor(keys, dtype=torch.int64, device=self._device)
+        return self._keys[name]
+
+    def _draw(self, kind: str, name: str, shape: tuple[int, ...], convert: Callable[[Tensor], Tensor]) -> Tensor:
+        if name in self._drawn:
+            raise ValueError(f"noise {name!r} was drawn twice in one update: give each draw a name of its own")
+        self._drawn.add(name)
+        slot_key = (kind, name, shape)
+        entry = self._buffers.get(slot_key)
+        if entry is not None:
+            return entry[0][self._slot]
+        count = 1
+        for size in shape:
+            count *= size
+        key = self._key(name)
+        lanes = torch.arange(count, dtype=torch.int64, device=self._device)
+
+        def bits(steps: Tensor) -> Tensor:
+            counter = steps[:, None, None] * count + lanes
+            return convert(_mix(key[:, None] + (counter + 1) * _GAMMA)).view(len(steps), len(self._seeds), *shape)
+
+        if self.chunk * len(self._seeds) * count > _BUFFER_LIMIT:
+            return bits(self._steps[self._slot : self._slot + 1])[0]
+        buffer = bits(self._steps)
+        self._buffers[slot_key] = (buffer, lambda: bits(self._steps))
+        return buffer[self._slot]
+
+
+class ActNoise(_Draws):
+    """Noise of acting: each draw is [R, N, *shape], a function of (replica seed, phase, name, episode seed, t).
+
+    Args:
+        seeds: replica seeds, R of them.
+        phase: "eval" or the name of the training phase.
+        episode_seeds: int64 [N] or [R, N].
+        t: int64 [R, N] or [N], the step inside the episode.
+    """
+
+    def __init__(self, seeds: Sequence[int], phase: str, episode_seeds: Tensor, t: Tensor) -> None:
+        self._seeds, self._phase = tuple(seeds), phase
+        self._episodes = _mix(episode_seeds * _GAMMA)
+        self._t = t
+
+    def _draw(self, kind: str, name: str, shape: tuple[int, ...], convert: Callable[[Tensor], Tensor]) -> Tensor:
+        device = self._episodes.device
+        keys = torch.tensor([key_of(seed, self._phase, name) for seed in self._seeds], dtype=torch.int64, device=device)
+        base = _mix(keys[:, None] ^ self._episodes)  # [R, N]
+        count = 1
+        for size in shape:
+            count *= size
+        lanes = torch.arange(count, dtype=torch.int64, device=device)
+        counter = self._t.expand(base.shape)[..., None] * count + lanes
+        return convert(_mix(base[..., None] + (counter + 1) * _GAMMA)).view(*base.shape, *shape)

@@ -1,0 +1,190 @@
+"""The leaderboard as text: CSV, Markdown, terminal; numbers are written the same way everywhere."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from offon.benchmark.cells import Incident
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+LEFT = ("algorithm", "status")
+COUNTS = ("seeds", "episodes", "rank", "seeds_expected")
+KINDS = {"task": "Tasks", "suite": "Suites", "published": "Published by others, not ranked here"}
+HEADINGS = ("#", "algorithm", "IQM [95 %]", "mean ± std", "median", "oracle best", "vs. behaviour", "seeds", "status")
+NARROW = ("#", "algorithm", "IQM [95 %]", "vs. behaviour", "seeds", "status")  # fits 80 columns
+READING = (
+    "A score is 100 (return - min) / (max - min) with the task's reference pair; tables marked raw returns have "
+    "no such pair and are in no suite. Each seed counts with the mean of its final episodes, played by the last "
+    "checkpoint. Rows are ranked by the interquartile mean (IQM: all seeds and tasks pooled, a quarter cut at "
+    "each end). The interval is a 95 % stratified bootstrap over seeds. In a suite row the median is over tasks "
+    "and the std over seeds. Oracle best is the best evaluation along the training curve, which nobody has "
+    "without the simulator: it ranks nothing. Behaviour is the policy that logged the data. Seeds are finished / "
+    "expected; a row with failed, missing, pending, running, interrupted or broken seeds shows what it has and is "
+    "not ranked. Nothing is imputed."
+)
+
+
+def cell_text(column: str, value: Any) -> str:
+    """A value as the CSV holds it: four decimals, empty where there is nothing."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if column in COUNTS:
+        return str(int(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        text = f"{value:.4f}"
+        return "0.0000" if text == "-0.0000" else text
+    return str(value)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The whole table as CSV, the same bytes for the same records."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.to_dict("records"):
+        writer.writerow(cell_text(str(column), value) for column, value in row.items())
+    return out.getvalue()
+
+
+def markdown(table: pd.DataFrame, events: Sequence[Incident]) -> str:
+    """The board as one Markdown page: what is not in the numbers first, then a table per task and suite."""
+    lines = ["# Leaderboard", "", *_incident_lines(events)]
+    for (_, name), rows in _sections(table):
+        shown = [display(row) | {"status": "; ".join(filter(None, (row["status"], row["notes"])))} for row in rows]
+        headings = _filled(HEADINGS, shown)
+        rule = ("---" if heading in LEFT else "---:" for heading in headings)
+        lines += ["", f"## {_escaped(name)}", "", f"| {' | '.join(headings)} |", f"| {' | '.join(rule)} |"]
+        lines += [f"| {' | '.join(_cell(heading, row[heading]) for heading in headings)} |" for row in shown]
+    return "\n".join([*lines, "", "## How to read this", "", READING, ""])
+
+
+def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
+    """Print the board to the terminal, one table per task and suite."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    for (_, name), rows in _sections(table):
+        shown = [display(row) for row in rows]
+        is_narrow = console.width < 110 and any(row["IQM [95 %]"] for row in shown)
+        headings = _filled(NARROW if is_narrow else HEADINGS, shown)
+        drawn = _terminal_table(name, headings)
+        for row in shown:
+            style = None if row["status"] == "ranked" else "dim"
+            drawn.add_row(*(Text(row[heading]) for heading in headings), style=style)
+        console.print(drawn)
+
+
+def summary(table: pd.DataFrame, events: Sequence[Incident], out_dir: Path) -> str:
+    """Two or three lines: what is ranked, what is not in the numbers, where the board is."""
+    ours = table[table["kind"] == "task"]
+    ranked = int((ours["status"] == "ranked").sum())
+    lines = [f"{ours['task'].nunique()} task(s), {len(ours)} row(s), {ranked} ranked"]
+    if events:
+        lines.append(f"not in the numbers: {counts(events)}")
+    return "\n".join([*lines, f"written to {out_dir / 'index.html'}"])
+
+
+def counts(events: Iterable[Incident]) -> str:
+    """How many seeds are in each state, as in "1 failed, 2 pending"."""
+    total: Counter[str] = Counter()
+    for event in events:
+        total[event.word] += max(1, len(event.seeds))
+    return ", ".join(f"{count} {word}" for word, count in total.items())
+
+
+def display(row: dict[str, Any]) -> dict[str, str]:
+    """The short form of a row: heading -> text."""
+
+    def number(column: str, sign: str = "") -> str:
+        value = row[column]
+        return "" if value is None or math.isnan(value) else f"{value:{sign}.2f}"
+
+    interval = f" [{number('ci_low')}, {number('ci_high')}]" if number("ci_low") else ""
+    spread = f" ± {number('std')}" if number("std") else ""
+    return {
+        "#": cell_text("rank", row["rank"]),
+        "algorithm": row["algorithm"],
+        "IQM [95 %]": number("iqm") + interval,
+        "mean ± std": number("mean") + spread,
+        "median": number("median"),
+        "oracle best": number("oracle_best"),
+        "vs. behaviour": number("delta_to_behaviour", "+"),
+        "seeds": seeds_shown(row),
+        "status": row["status"],
+    }
+
+
+def seeds_shown(row: dict[str, Any]) -> str:
+    """Finished over expected seeds, as in 9/10."""
+    seeds, expected = cell_text("seeds", row["seeds"]), cell_text("seeds_expected", row["seeds_expected"])
+    return f"{seeds}/{expected}" if expected else seeds
+
+
+def section_title(kind: str, name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Heading of one table: what it is about and, for tasks, what the data scores."""
+    if kind == "suite":
+        return f"Suite {name}"
+    if kind == "published":
+        return f"{name}: {KINDS['published'].lower()}"
+    behaviour = cell_text("behaviour_score", rows[0]["behaviour_score"])
+    unit = ", raw returns" if rows[0]["score_kind"] == "raw" else ""
+    return f"{name}{unit}" + (f" (behaviour {float(behaviour):.2f})" if behaviour else "")
+
+
+def _sections(table: pd.DataFrame) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    sections: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in table.to_dict("records"):
+        sections.setdefault((row["kind"], row["task"]), []).append({str(key): value for key, value in row.items()})
+    return [((kind, section_title(kind, name, rows)), rows) for (kind, name), rows in sections.items()]
+
+
+def _filled(headings: Sequence[str], rows: Sequence[dict[str, str]]) -> list[str]:
+    """The headings under which any row has something."""
+    return [heading for heading in headings if any(row[heading] for row in rows)]
+
+
+def _terminal_table(title: str, headings: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        left = heading in LEFT
+        drawn.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    return drawn
+
+
+def _incident_lines(events: Sequence[Incident]) -> list[str]:
+    if not events:
+        return ["Every planned run is finished and every record was read."]
+    lines = [f"**Not in the numbers: {counts(events)}.**", ""]
+    for event in events:
+        seeds = f", seeds {event.seeds_text}" if event.seeds else ""
+        reason = f": {event.reason}" if event.reason else ""
+        lines.append(f"- {event.word}: {_escaped(event.task)}, {_escaped(event.name)}{seeds}{_escaped(reason)}")
+    return lines
+
+
+def _cell(heading: str, text: str) -> str:
+    return _escaped(text) if heading in LEFT else text
+
+
+def _escaped(text: str) -> str:
+    """Text that can break neither a Markdown table nor the page that shows it."""
+    text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{character}" if character in "\\|*`[]" else character for character in text)

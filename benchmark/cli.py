@@ -1,0 +1,193 @@
+"""The command line. Heavy imports happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from offon.benchmark.device import preset_environment
+
+USAGE_ERROR, FAILED, BUSY, INTERRUPTED = 2, 1, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status is 0, 1 (something failed), 2 (wrong input), 3 (busy elsewhere) or 130."""
+    preset_environment()
+    parser = _parser()
+    known = parser.parse_args(arguments)
+    if not hasattr(known, "function"):
+        parser.print_help()
+        return USAGE_ERROR
+    try:
+        return known.function(known)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except (ValueError, OSError) as error:  # all our own errors are ValueErrors that say what to do
+        import os
+
+        if os.environ.get("OFFON_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="offon",
+        description="Offline reinforcement learning: train many seeds, evaluate in batches, rank honestly.",
+        epilog="Set OFFON_DATA to the folders of your data (several separated by ':'). OFFON_DEBUG=1 shows tracebacks.",
+    )
+    from offon import __version__
+
+    parser.add_argument("--version", action="version", version=f"offon {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(function=function)
+        return added
+
+    for name, function, what in (("tasks", _tasks, "tasks"), ("algorithms", _algorithms, "algorithms and presets")):
+        listing = command(name, function, f"list the {what}")
+        listing.add_argument("--json", action="store_true", help="machine-readable")
+    run = commands.add_parser("run", help="train and evaluate", add_help=False)
+    run.add_argument("-h", "--help", action="store_true", help="list every option with its default and meaning")
+    run.add_argument("-m", "--multirun", action="store_true", help="run every value of comma lists")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    run.set_defaults(function=_run)
+    _add_data(command("data", _data, "show, verify, fetch or collect a data set"))
+    evaluate = command("evaluate", _evaluate, "evaluate the last checkpoint of a run")
+    evaluate.add_argument("run", help="run folder or id")
+    evaluate.add_argument("--episodes", type=int, default=100, help="episodes per seed (default 100)")
+    evaluate.add_argument("--json", action="store_true", help="machine-readable, with every return")
+    board = command("leaderboard", _leaderboard, "write table, plots and page from records")
+    board.add_argument("results", type=Path, help="results folder (out=…)")
+    board.add_argument("--out", type=Path, default=Path("board"), help="folder to write (default board)")
+    board.add_argument("--check", action="store_true", help="write nothing; compare an existing board with the records")
+    _add_runs(command("runs", _runs, "list, show, resume or remove runs"))
+    doctor = command("doctor", _doctor, "show versions, hardware and the data that is found")
+    doctor.add_argument("--json", action="store_true", help="machine-readable")
+    check = command("check", _check, "run the contract suite on an algorithm")
+    check.add_argument("algorithm", help="a .py file or a registered name")
+    new = commands.add_parser("new", help="start an algorithm of your own", description="start an algorithm of your own")
+    kinds = new.add_subparsers(metavar="KIND", required=True)
+    algorithm = kinds.add_parser("algorithm", help="write a complete, running file")
+    algorithm.add_argument("name", help="snake_case name")
+    algorithm.add_argument("--folder", type=Path, default=Path("."), help="where to write it (default here)")
+    algorithm.set_defaults(function=_new)
+    _add_bench(command("bench", _bench, "measure speed against a peer"))
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("show", "verify", "fetch", "collect"))
+    parser.add_argument("name", help="task, data set or file")
+    parser.add_argument("--out", type=Path, help="file that `collect` writes")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "show", "resume", "remove"), nargs="?", default="list")
+    parser.add_argument("run", nargs="*", help="run folders or ids; `resume` without one resumes all unfinished")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="results folder (default runs)")
+    parser.add_argument("--with-records", action="store_true", help="`remove` also deletes the results")
+    parser.add_argument("--workers", type=int, default=0, help="processes for `resume` (default one per core)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("train", "evaluate"))
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="e.g. d3rlpy=VENV/bin/python")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, sort_keys=True))
+
+
+def _tasks(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import commands
+
+    return commands.tasks(arguments.json)
+
+
+def _algorithms(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import commands
+
+    return commands.algorithms(arguments.json)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import commands
+
+    if arguments.help:
+        return commands.run_help(arguments.overrides)
+    return commands.run(arguments.overrides, arguments.multirun)
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import data_commands
+
+    action = getattr(data_commands, arguments.action)
+    if arguments.action == "collect":
+        return action(arguments.name, arguments.out)
+    return action(arguments.name, arguments.json)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import commands
+
+    return commands.evaluate_run(arguments.run, arguments.episodes, arguments.json)
+
+
+def _leaderboard(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import commands
+
+    return commands.leaderboard(arguments.results, arguments.out, arguments.check)
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import run_commands
+
+    if arguments.action == "list":
+        return run_commands.show_all(arguments.out, arguments.json)
+    if arguments.action == "show":
+        return run_commands.show(arguments.run, arguments.out)
+    if arguments.action == "resume":
+        return run_commands.resume(arguments.run, arguments.out, arguments.workers)
+    return run_commands.remove(arguments.run, arguments.out, arguments.with_records)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import doctor
+
+    return doctor.report(arguments.json)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import commands
+
+    return commands.check(arguments.algorithm)
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from offon.benchmark.template import write_template
+
+    path = write_template(arguments.name, arguments.folder)
+    print(f"wrote {path}\nnext: offon check {path}\n      offon run algorithm={path} seeds=2 updates=2000")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import bench
+
+    peers = dict(peer.split("=", 1) for peer in arguments.peer if "=" in peer)
+    if len(peers) < len(arguments.peer):
+        raise ValueError(f"expected --peer NAME=PATH, got {arguments.peer}")
+    return bench.main(arguments.what, peers, arguments.rounds, arguments.json)

@@ -1,0 +1,145 @@
+"""Collect logged data from our own simulators with scripted behaviour, and write it in NeoRL-2's layout.
+
+A behaviour is a hand-written controller with imperfect gains, drawn once per episode, and noise on its actions. So
+episodes differ much in return, the mean is mediocre, and a method has something to improve upon. The two recipes below
+made the files in `datasets/bundled`; anyone can make them again.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from offon.envs import BatchEnv, EnvError, make
+from offon.envs.pipeline import DELAY, HISTORY
+from torch import Tensor
+
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed date: equal arrays give equal bytes
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """A controller: `gains` has lower and upper bounds; `act` maps obs [n, O] and gains [n] to actions [n, A]."""
+
+    gains: dict[str, tuple[float, float]]  # each drawn uniformly per episode; "noise" is the deviation of the actions
+    act: Callable[[Tensor, dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes one data set; episode k has the environment's seed `seed + k`."""
+
+    name: str
+    env_id: str
+    episodes: int
+    seed: int
+
+
+def _push_masses(obs: Tensor, gain: dict[str, Tensor]) -> Tensor:
+    """Hold each mass against the springs at its target (roughly), pull it there and damp it."""
+    position, velocity, target = obs[:, 0:2], obs[:, 2:4], obs[:, 4:6]
+    hold = target * 4.0 - target.flip(1) * 2.0  # the springs' force with both masses at their targets
+    force = hold * gain["hold"][:, None] + (target - position) * gain["pull"][:, None]
+    return (force - velocity * gain["damp"][:, None]) / 30.0
+
+
+def _open_gate(obs: Tensor, gain: dict[str, Tensor]) -> Tensor:
+    """Move the gate in proportion to the flow still wanted, what is on its way counted in part."""
+    outlet, target = obs[:, 0], obs[:, 1]
+    # The gate's flow is the outlet's plus this; summed in double, so that the order of the sum leaves no trace.
+    on_its_way = obs[:, 2 + HISTORY : 2 + HISTORY + DELAY].double().sum(dim=1).float()
+    missing = target + gain["offset"] - outlet - on_its_way * gain["foresight"]
+    return (missing * gain["pull"])[:, None]
+
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    "neorl2/DMSD": Behaviour(
+        {"hold": (0.8, 1.1), "pull": (5.0, 120.0), "damp": (5.0, 50.0), "noise": (0.05, 0.3)}, _push_masses
+    ),
+    "neorl2/Pipeline": Behaviour(
+        {"pull": (0.005, 0.1), "foresight": (0.25, 1.0), "offset": (-30.0, 30.0), "noise": (0.05, 0.5)}, _open_gate
+    ),
+}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        # the seeds lie apart from those of training and evaluation
+        Recipe("dmsd-small", "neorl2/DMSD", episodes=100, seed=7_000_000),
+        Recipe("pipeline-small", "neorl2/Pipeline", episodes=30, seed=8_000_000),
+    )
+}
+
+
+def collect(env_id: str, episodes: int, seed: int) -> dict[str, np.ndarray]:
+    """Run the scripted behaviour; rows in episode order, float32, as in NeoRL-2's files.
+
+    An episode depends on `seed + k` only, so more episodes continue the same data set.
+    """
+    if env_id not in BEHAVIOURS:
+        raise EnvError(f"no scripted behaviour for {env_id!r}; there is one for {', '.join(BEHAVIOURS)}")
+    env = make(env_id, episodes)
+    gains, noise = _draw(BEHAVIOURS[env_id], env, seed)
+    obs = env.reset(None, range(seed, seed + episodes))
+    steps: list[tuple[Tensor, ...]] = []
+    for step in range(env.spec.horizon):
+        action = (BEHAVIOURS[env_id].act(obs, gains) + noise[:, step]).clamp(-1.0, 1.0)
+        result = env.step(action)
+        steps.append((obs, action, result.reward, result.obs, result.terminated, result.truncated))
+        obs = result.obs
+    env.close()
+    names = ("obs", "action", "reward", "next_obs", "done", "truncated")
+    columns = (torch.stack(column, dim=1).flatten(0, 1) for column in zip(*steps, strict=True))
+    return {name: column.numpy().astype(np.float32) for name, column in zip(names, columns, strict=True)}
+
+
+def collect_recipe(name: str, path: Path) -> dict[str, np.ndarray]:
+    """Collect a named data set, write it and return its arrays."""
+    if name not in RECIPES:
+        raise EnvError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    arrays = collect(recipe.env_id, recipe.episodes, recipe.seed)
+    write_npz(path, arrays)
+    return arrays
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a compressed NPZ in one piece; the same arrays give the same bytes (with the same zlib)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in arrays.items():
+                    member = zipfile.ZipInfo(f"{name}.npy", _ZIP_DATE)
+                    archive.writestr(member, _npy(array), zipfile.ZIP_DEFLATED, compresslevel=9)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _draw(behaviour: Behaviour, env: BatchEnv, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw each episode's gains and action noise: a dict of [n], and [n, horizon, act_dim]."""
+    gains, noise = [], []
+    low, high = np.array(list(behaviour.gains.values())).T
+    for episode in range(env.n):
+        rng = np.random.default_rng([seed + episode, 1])  # 1: another stream than the simulator's
+        gains.append(rng.uniform(low, high))
+        noise.append(rng.standard_normal((env.spec.horizon, env.spec.act_dim), dtype=np.float32))
+    table = torch.from_numpy(np.stack(gains).astype(np.float32))
+    named = {name: table[:, column] for column, name in enumerate(behaviour.gains)}
+    return named, torch.from_numpy(np.stack(noise)) * named["noise"][:, None, None]

@@ -1,0 +1,177 @@
+"""The commands behind `offon`: run, evaluate, leaderboard, listings. Each returns an exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from offon.benchmark.options import RunOptions, describe_fields
+
+
+def tasks(as_json: bool) -> int:
+    """Lists the tasks."""
+    from offon.benchmark.tasks import load_tasks
+
+    listed = load_tasks().values()
+    if as_json:
+        print(json.dumps([asdict(task) for task in listed], indent=1))
+        return 0
+    rows = [(task.name, task.env or "-", str(task.horizon), task.note) for task in listed]
+    _print_columns(("task", "simulator", "horizon", "note"), rows)
+    return 0
+
+
+def algorithms(as_json: bool) -> int:
+    """Lists the algorithms, their presets and settings."""
+    from offon.algorithms.registry import load_all
+
+    methods = load_all()
+    if as_json:
+        listed = [
+            {
+                "name": name,
+                "version": method.version,
+                "protocols": method.protocols,
+                "presets": {preset: dict(values) for preset, values in method.PRESETS.items()},
+                "config": [dict(zip(("name", "default", "meaning"), row, strict=True)) for row in describe_fields(method.Config)],
+            }
+            for name, method in methods.items()
+        ]
+        print(json.dumps(listed, indent=1))
+        return 0
+    rows = [(name, (method.__doc__ or "").splitlines()[0], ", ".join(method.PRESETS)) for name, method in methods.items()]
+    _print_columns(("algorithm", "what", "presets (algorithm=NAME/PRESET)"), rows)
+    return 0
+
+
+def _print_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    for row in [header, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def run_help(overrides: list[str]) -> int:
+    """Lists every option of `offon run`, and the settings of one algorithm or of all."""
+    from offon.algorithms.registry import get, load_all
+
+    print("usage: offon run [-m] KEY=VALUE …\n")
+    print("Trains `seeds` replicas of an algorithm on a task, evaluates them and writes one record per seed.")
+    print("-m runs every value of comma lists (algorithm=bc,iql); algorithm.FIELD=[…] trains one seed per value")
+    print("in the same program.\n")
+    print("algorithm=NAME            a registered name, NAME/PRESET, or the path of a .py file (default iql)")
+    _print_fields("", RunOptions)
+    chosen = [text.split("=", 1)[1].split("/")[0] for text in overrides if text.startswith("algorithm=")]
+    methods = {name: get(name) for name in chosen} if chosen else load_all()
+    for method in methods.values():
+        print(f"\nalgorithm={method.name}")
+        _print_fields("algorithm.", method.Config)
+        for preset, values in method.PRESETS.items():
+            shown = ", ".join(f"{key}={value}" for key, value in values.items())
+            print(f"  preset algorithm={method.name}/{preset}: {shown}")
+    return 0
+
+
+def _print_fields(prefix: str, cls: type) -> None:
+    for name, default, meaning in describe_fields(cls):
+        print(f"  {prefix + name + '=' + default:<36}{meaning}")
+
+
+def run(overrides: list[str], multirun: bool) -> int:
+    """Plans, trains and reports."""
+    from offon.benchmark.config import expand
+    from offon.benchmark.plan import make_plan, worker_count
+    from offon.benchmark.progress import make_progress
+    from offon.benchmark.runner import execute
+
+    composed = expand(overrides, multirun)
+    first = composed[0].options
+    progress = make_progress(first.progress)
+    plan = make_plan(composed)
+    for path in plan.moved:
+        print(f"unreadable record moved to {path}; it is trained again", file=sys.stderr)
+    if plan.finished:
+        print(f"{len(plan.finished)} of the replicas have a record already and are not trained again", file=sys.stderr)
+    if not plan.jobs:
+        print(f"nothing to train; next: offon leaderboard {first.out}", file=sys.stderr)
+        return 0
+    with progress:
+        statuses = execute(plan.jobs, worker_count(first.workers, plan.jobs[0].device), progress.emit)
+    return conclude(statuses, Path(first.out))
+
+
+def conclude(statuses: dict[str, str], out: Path) -> int:
+    """Says how runs ended and what to do next; the exit status of the command."""
+    from offon.benchmark.cli import BUSY, FAILED, INTERRUPTED
+
+    words = list(statuses.values())
+    unfinished = [run_id for run_id, status in statuses.items() if status in ("interrupted", "pending", "failed")]
+    if unfinished:
+        print(f"{len(unfinished)} of {len(words)} runs are not finished; resume: offon runs resume --out {out}", file=sys.stderr)
+    elif "busy" not in words:
+        print(f"finished {len(words)} runs; next: offon leaderboard {out}", file=sys.stderr)
+    if "failed" in words:
+        return FAILED
+    if unfinished:
+        return INTERRUPTED
+    return BUSY if "busy" in words else 0
+
+
+def evaluate_run(name: str, episodes: int, as_json: bool) -> int:
+    """Evaluates the last checkpoint of a run on the reporting seeds."""
+    from offon.benchmark import seeds
+    from offon.benchmark.evaluator import evaluate
+    from offon.benchmark.load import load
+
+    loaded = load(name)
+    task = loaded.job.task
+    if task["env"] is None:
+        raise ValueError(f"run {loaded.job.run_id} has no simulator (training only); nothing to act in")
+    chosen = seeds.episode_seeds(seeds.REPORTING, episodes)
+    found = evaluate(loaded.policy, task["env"], chosen, "cpu", loaded.job.settings["env_options"])
+    rows: list[dict[str, Any]] = []
+    for index, seed in enumerate(loaded.seeds):
+        mean = float(found.returns[index].mean())
+        low, high = task["score_min"], task["score_max"]
+        score = None if low is None else 100.0 * (mean - low) / (high - low)
+        rows.append({"seed": seed, "mean_return": mean, "score": score, "returns": found.returns[index].tolist()})
+    if as_json:
+        print(json.dumps({"run_id": loaded.job.run_id, "update": loaded.update, "episodes": episodes, "replicas": rows}))
+        return 0
+    print(f"{loaded.job.label} on {task['name']}, update {loaded.update}, {episodes} episodes per seed")
+    for row in rows:
+        score = "" if row["score"] is None else f"  score {row['score']:.2f}"
+        print(f"  seed {row['seed']}: return {row['mean_return']:.2f}{score}")
+    return 0
+
+
+def leaderboard(results: Path, out: Path, check_only: bool) -> int:
+    """Writes the leaderboard of a results folder, or checks one against its records."""
+    from offon.benchmark.leaderboard import check_board, print_table, write_board
+    from offon.benchmark.records import scan
+
+    if check_only:
+        disagreements = check_board(results, out)
+        for line in disagreements:
+            print(line, file=sys.stderr)
+        print(f"{out}: {'agrees with' if not disagreements else 'does not agree with'} the records in {results}")
+        return 1 if disagreements else 0
+    board = write_board(scan(results), out)
+    print_table(board)
+    print(f"wrote {out / 'index.html'}, leaderboard.csv, leaderboard.md and plots/")
+    return 0
+
+
+def check(name: str) -> int:
+    """Runs the contract suite on an algorithm."""
+    from offon.algorithms.registry import get
+    from offon.benchmark.contract import check as check_contract
+
+    outcomes = check_contract(get(name))
+    for outcome in outcomes:
+        print(f"{outcome.status:8}{outcome.name}{': ' + outcome.detail if outcome.detail else ''}")
+    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    print(f"{name}: {failed} of {len(outcomes)} properties violated" if failed else f"{name}: all properties hold")
+    return 1 if failed else 0

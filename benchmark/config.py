@@ -1,0 +1,211 @@
+"""Configuration with Hydra's compose API: overrides in, checked options and method settings out."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from offon.algorithms import registry
+from offon.algorithms.interface import Method
+from offon.benchmark.options import RunOptions
+
+DEFAULT_ALGORITHM = "iql"
+
+
+class ConfigError(ValueError):
+    """An override is wrong; the message names the nearest right one."""
+
+
+@dataclass
+class _Root(RunOptions):
+    """What Hydra composes: the options, and under `algorithm` the method's own settings."""
+
+    algorithm: Any = None
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One resolved configuration."""
+
+    options: RunOptions
+    method: type[Method]
+    label: str  # method name, with the preset behind a slash
+    config: dict[str, Any]  # all fields of the method's Config, plain JSON
+    swept: dict[str, list[float]]  # fields with one value per replica
+
+
+def expand(overrides: Sequence[str], multirun: bool) -> list[Composed]:
+    """All configurations that some overrides stand for; a comma list needs `multirun`.
+
+    Raises:
+        ConfigError: for an unknown key, a wrong value, or a comma list without -m.
+    """
+    parsed = [_parse(text) for text in overrides]
+    for override in parsed:
+        _check_key(override)
+    choices = []
+    for override in parsed:
+        values = _values(override)
+        if len(values) > 1 and not multirun:
+            raise ConfigError(f"{override.input_line!r} names several values: add -m to run them all")
+        choices.append([(override.key_or_group, value) for value in values])
+    return [_compose(list(combination)) for combination in itertools.product(*choices)]
+
+
+def _parse(text: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ConfigError(f"expected key=value, got {text!r} ({str(error).splitlines()[0]})") from error
+    if override.is_delete() or override.is_add() or override.is_force_add():
+        raise ConfigError(f"expected key=value, got {text!r}: options cannot be added or deleted")
+    return override
+
+
+def _values(override: Override) -> list[Any]:
+    if override.is_sweep_override():
+        return [_plain(text) for text in override.sweep_string_iterator()]
+    return [override.get_value_element_as_str()]
+
+
+def _plain(text: str) -> str:
+    return text.removeprefix(f"{text.split('=')[0]}=") if "=" in text else text
+
+
+def _check_key(override: Override) -> None:
+    key = override.key_or_group
+    known = [entry.name for entry in fields(RunOptions)]
+    if key.startswith("algorithm.") or key == "algorithm" or key in known:
+        return
+    _refuse_key(key, [*known, "algorithm"])
+
+
+def _refuse_key(key: str, known: Iterable[str]) -> None:
+    known = list(known)
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ConfigError(f"no option {key!r}{hint} `offon run --help` lists all")
+
+
+def _compose(pairs: list[tuple[str, str]]) -> Composed:
+    chosen = next((value for key, value in reversed(pairs) if key == "algorithm"), DEFAULT_ALGORITHM).strip("'\"")
+    method, preset = _find_method(chosen)
+    names = [entry.name for entry in fields(method.Config)]
+    swept: dict[str, list[float]] = {}
+    overrides = [f"algorithm={method.name}/{preset}" if preset else f"algorithm={method.name}"]
+    for key, value in pairs:
+        name = key.removeprefix("algorithm.")
+        if key == "algorithm":
+            continue
+        if key.startswith("algorithm."):
+            if name not in names:
+                _refuse_key(key, [f"algorithm.{known}" for known in names])
+            if value.startswith("[") and _is_number(method, name):
+                swept[name] = _numbers(key, value)
+                continue
+        overrides.append(f"{key}={value}")
+    return _resolve(method, preset, overrides, swept)
+
+
+def _find_method(chosen: str) -> tuple[type[Method], str | None]:
+    if chosen.endswith(".py"):
+        return registry.get(chosen), None
+    name, _, preset = chosen.partition("/")
+    method = registry.get(name)
+    if preset and preset not in method.PRESETS:
+        near = difflib.get_close_matches(preset, method.PRESETS, 1)
+        hint = f"; did you mean {name}/{near[0]}?" if near else "."
+        raise ConfigError(f"{name} has no preset {preset!r}{hint} It has: {', '.join(method.PRESETS) or 'none'}")
+    return method, preset or None
+
+
+def _is_number(method: type[Method], name: str) -> bool:
+    default = next(entry.default for entry in fields(method.Config) if entry.name == name)
+    return isinstance(default, int | float) and not isinstance(default, bool)
+
+
+def _numbers(key: str, value: str) -> list[float]:
+    found = OmegaConf.to_container(OmegaConf.create(f"v: {value}"))
+    assert isinstance(found, dict)
+    numbers = found["v"]
+    if not numbers or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
+        raise ConfigError(f"expected numbers in {key}={value}, one cell for each")
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"{key}={value} names a value twice")
+    return [float(v) for v in numbers]
+
+
+def _register(method: type[Method], preset: str | None) -> None:
+    store = ConfigStore.instance()
+    store.store(name="run", node=_Root)
+    values = dict(method.PRESETS[preset]) if preset else {}
+    name = f"{method.name}/{preset}" if preset else method.name
+    group, _, leaf = f"algorithm/{name}".rpartition("/")
+    node = OmegaConf.structured(method.Config(**values))
+    OmegaConf.set_readonly(node, False)  # a frozen dataclass would refuse overrides
+    store.store(group=group, name=leaf, package="algorithm", node=node)
+
+
+def _resolve(method: type[Method], preset: str | None, overrides: list[str], swept: dict[str, list[float]]) -> Composed:
+    _register(method, preset)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize(version_base="1.3", config_path=None):
+            composed = compose("run", overrides=[f"+{overrides[0]}", *overrides[1:]])
+        config = OmegaConf.to_container(composed.algorithm, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(composed)
+        assert isinstance(values, dict)
+        options = RunOptions(**{entry.name: values[entry.name] for entry in fields(RunOptions)})
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_readable(error)) from error
+    assert isinstance(config, dict)
+    label = f"{method.name}/{preset}" if preset else method.name
+    return Composed(options, method, label, {str(key): value for key, value in config.items()}, swept)
+
+
+def _readable(error: BaseException) -> str:
+    """The innermost message of a Hydra error, in one line: it names the key, the value and the expected type."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None)
+    return f"{key}: {lines[0]}" if key else lines[0]
+
+
+def seed_list(value: Any) -> list[int]:
+    """`10` means 0 … 9; a list is itself.
+
+    Raises:
+        ConfigError: for anything else, a negative or a repeated seed.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return list(range(value))
+    listed = list(value) if isinstance(value, list | tuple) else []
+    if not listed or any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in listed):
+        raise ConfigError(f"expected seeds as a positive number or a list such as [3,4], got {value!r}")
+    if len(set(listed)) < len(listed):
+        raise ConfigError(f"seeds={value} names a seed twice")
+    return sorted(listed)
+
+
+def plugin_path(composed: Composed) -> str | None:
+    """The file of a method that stands outside the package."""
+    if registry.file_sha256(composed.method.name) is None:
+        return None
+    import inspect
+
+    return str(Path(inspect.getfile(composed.method)).resolve())

@@ -1,0 +1,110 @@
+"""How the hardware is used: the CPU preset, the matrix-product route, determinism on CUDA.
+
+`preset_environment` must run before torch is imported; it is all that this module does without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+from pathlib import Path
+
+from offon.benchmark import files
+
+ROUTES = ("default", "onednn")
+_MAX_ERROR = 2e-6  # relative error of a float32 product; a bfloat16 one would show about 1e-3
+
+
+def preset_environment() -> None:
+    """One thread per process: two collapse under contention (104 -> 1 updates/s measured); cores get processes."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+
+
+def resolve(device: str) -> str:
+    """`auto` becomes `cuda` where there is one, else `cpu`.
+
+    Raises:
+        ValueError: if cuda is asked for and cannot be had.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"expected device auto, cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device=cuda was asked for, but torch {torch.__version__} sees no GPU; install a CUDA build of torch "
+            "(README, section GPU) or use device=cpu"
+        )
+    return device
+
+
+def choose_route(out: Path, device: str) -> str:
+    """The matrix-product route of a results folder: probed once, written down, reused by every shard and resume."""
+    if device != "cpu":
+        return "default"
+    path = out / "machine.json"
+    if not path.exists():
+        route = _probe_route()
+        temporary = files.temporary_name(path)
+        files.write_bytes(temporary, files.to_json({"matmul": route}))
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, never replaces what another process chose
+        temporary.unlink()
+    import json
+
+    route = json.loads(path.read_bytes()).get("matmul")
+    if route not in ROUTES:
+        raise ValueError(f"{path}: expected matmul among {ROUTES}, found {route!r}; restore the file")
+    return route
+
+
+def _probe_route() -> str:
+    """`onednn` where that path is faster than the default and still accurate to float32, else `default`."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double()
+    seconds = {}
+    for route in ROUTES:
+        _set_route(route)
+        error = ((left @ right).double() - exact).norm() / exact.norm()
+        if error < _MAX_ERROR:
+            seconds[route] = min(_seconds_of_products(left, right) for _ in range(7))
+    _set_route("default")
+    return "onednn" if seconds.get("onednn", float("inf")) < 0.9 * seconds["default"] else "default"
+
+
+def _seconds_of_products(left, right) -> float:  # noqa: ANN001
+    start = time.perf_counter()
+    for _ in range(10):
+        left @ right
+    return time.perf_counter() - start
+
+
+def _set_route(route: str) -> None:
+    import torch
+
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if route == "onednn" else "none"  # type: ignore[attr-defined]
+
+
+def configure(device: str, route: str) -> None:
+    """Applies the preset inside a training process."""
+    import torch
+
+    torch.set_num_threads(1)
+    _set_route(route)
+    if device == "cuda":
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = False
+    with contextlib.suppress(OSError, AttributeError):  # glibc only: keep large blocks instead of returning them
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

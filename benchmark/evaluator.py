@@ -1,0 +1,109 @@
+"""The evaluator: R policies times E episodes in one batch, seeded, without touching any randomness of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offon import envs
+from offon.algorithms.interface import Method, Obs
+from offon.algorithms.noise import ActNoise
+
+_ROWS = 64  # batches are padded to a multiple: results must not depend on how many episodes run together
+_LOOK_EVERY = 16  # steps between looks at whether all are done: a look waits for the GPU
+OBS_EPSILON = 1e-3  # of state normalisation, as CORL
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out, one entry per replica and episode seed."""
+
+    returns: np.ndarray  # [R, E] float64, raw
+    lengths: np.ndarray  # [R, E] int64
+    costs: np.ndarray | None  # [R, E] float64; None where the environment has none
+
+
+class Policy:
+    """A method with the observation normalisation it was trained with."""
+
+    def __init__(self, method: Method, stats: Mapping[str, Tensor]) -> None:
+        self.method = method
+        self._mean = self._std = None
+        if method.config.normalize_obs:
+            self._mean = stats["obs_mean"]
+            self._std = stats["obs_std"] + OBS_EPSILON
+
+    @torch.no_grad()
+    def act(self, x: Obs, noise: ActNoise, mode: str = "eval") -> Tensor:
+        """Actions [R, N, A] for raw observations."""
+        if self._mean is not None and self._std is not None:
+            x = replace(x, obs=(x.obs - self._mean.to(x.obs.device)) / self._std.to(x.obs.device))
+        return self.method.act(x, noise, mode)
+
+
+def evaluate(
+    policy: Policy,
+    env_id: str,
+    seeds: Sequence[int],
+    device: str = "cpu",
+    env_options: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Plays one episode per replica and seed with the deterministic ("eval") policy.
+
+    Args:
+        policy: R policies.
+        env_id: an id that `offon.envs.make` knows.
+        seeds: E episode seeds, the same for every replica.
+        device: where simulator and policy meet.
+        env_options: passed to the environment.
+    """
+    method = policy.method
+    replicas, episodes = method.replicas, len(seeds)
+    padded = -(-episodes // _ROWS) * _ROWS
+    env = envs.make(env_id, replicas * episodes, device=device, **(env_options or {}))
+    try:
+        obs = env.reset(None, list(seeds) * replicas).view(replicas, episodes, -1)
+        x = _first_view(method, obs, padded)
+        padded_seeds = torch.zeros(padded, dtype=torch.int64, device=obs.device)
+        padded_seeds[:episodes] = torch.tensor(list(seeds), device=obs.device)
+        alive = torch.ones(replicas, episodes, dtype=torch.bool, device=obs.device)
+        returns = torch.zeros(replicas, episodes, dtype=torch.float64, device=obs.device)
+        costs, lengths = torch.zeros_like(returns), torch.zeros_like(returns, dtype=torch.int64)
+        for step in range(env.spec.horizon):
+            x.t = torch.full_like(x.t, step)
+            x.obs = torch.zeros_like(x.obs)
+            x.obs[:, :episodes] = obs
+            action = policy.act(x, ActNoise(method.seeds, "eval", padded_seeds, x.t))[:, :episodes]
+            result = env.step(action.reshape(replicas * episodes, -1))
+            obs = result.obs.view(replicas, episodes, -1)
+            reward, cost = result.reward.view_as(alive), result.cost.view_as(alive)
+            returns += torch.where(alive, reward.double(), 0.0)
+            costs += torch.where(alive, cost.double(), 0.0)
+            lengths += alive
+            x.action[:, :episodes], x.reward[:, :episodes], x.cost[:, :episodes] = action, reward, cost
+            alive &= ~(result.terminated | result.truncated).view_as(alive)
+            if step % _LOOK_EVERY == 0 and not alive.any():
+                break
+    finally:
+        env.close()
+    return Evaluation(
+        returns.cpu().numpy(), lengths.cpu().numpy(), costs.cpu().numpy() if env.spec.has_cost else None
+    )
+
+
+def _first_view(method: Method, obs: Tensor, padded: int) -> Obs:
+    replicas, device = obs.shape[0], obs.device
+    memory = {name: tensor.to(device) for name, tensor in method.memory(padded).items()}
+    return Obs(
+        obs=torch.zeros(replicas, padded, obs.shape[-1], device=device),
+        t=torch.zeros(replicas, padded, dtype=torch.int64, device=device),
+        action=torch.zeros(replicas, padded, method.spec.act_dim, device=device),
+        reward=torch.zeros(replicas, padded, device=device),
+        cost=torch.zeros(replicas, padded, device=device),
+        memory=memory,
+    )

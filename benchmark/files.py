@@ -1,0 +1,73 @@
+"""Files that appear whole or not at all: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"  # part of every name that is not final; such leftovers of a killed process may be removed
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no reader looks at."""
+    return path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex[:12]}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a whole file; a reader sees the old content or the new one. On an error nothing is left behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def to_json(value: Any) -> bytes:
+    """JSON with sorted keys, one indent and a final newline: equal values give equal bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`to_json` into a whole file."""
+    write_bytes(path, to_json(value))
+
+
+def write_folder(path: Path, files: dict[str, bytes]) -> None:
+    """A folder of files that appears whole under its name.
+
+    Raises:
+        FileExistsError: if something stands there already.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    try:
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        if path.exists():
+            raise FileExistsError(f"{path} exists already")
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(path.parent)

@@ -1,0 +1,82 @@
+"""A trained policy to act with: `offon.load(RUN).act(obs)`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from offon.algorithms.interface import Obs
+from offon.algorithms.noise import ActNoise
+from offon.benchmark import checkpoints
+from offon.benchmark.builder import assemble
+from offon.benchmark.records import RecordError
+from offon.benchmark.runs import Job, find_run
+from offon.benchmark.stepper import restore
+
+
+class LoadedRun:
+    """The policies of a run, one per seed, as they stood at its last checkpoint.
+
+    Attributes:
+        job: what was trained.
+        policy: the R policies, for `offon.benchmark.evaluator.evaluate`.
+        update: gradient updates behind the checkpoint.
+    """
+
+    def __init__(self, job: Job) -> None:
+        found = checkpoints.load_latest(job.folder)
+        if found is None:
+            raise RecordError(f"{job.folder}: no checkpoint yet; train it first (`offon runs resume {job.run_id}`)")
+        tensors, header = found
+        _, method, self.policy = assemble(job)
+        restore(method, checkpoints.part(tensors, "method/"))
+        self.job, self.update = job, int(header["update"])
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the run, in the order of its replicas."""
+        return self.job.seeds
+
+    def act(self, obs: np.ndarray, seed: int | None = None) -> np.ndarray:
+        """Actions of a memoryless policy in the box [-1, 1].
+
+        Args:
+            obs: raw observations [obs_dim] or [N, obs_dim].
+            seed: which replica acts; the first of the run if not given.
+
+        Returns:
+            float32 actions [act_dim] or [N, act_dim].
+        """
+        spec = self.policy.method.spec
+        rows = np.atleast_2d(np.asarray(obs, dtype=np.float32))
+        if rows.ndim != 2 or rows.shape[1] != spec.obs_dim:
+            raise ValueError(f"expected observations [{spec.obs_dim}] or [N, {spec.obs_dim}], got {np.shape(obs)}")
+        if self.policy.method.memory(1):
+            raise ValueError(f"{self.job.label} remembers its episode; evaluate it with `offon evaluate`")
+        index = 0 if seed is None else self.seeds.index(seed)
+        replicas, count = len(self.seeds), len(rows)
+        x = Obs(
+            obs=torch.from_numpy(rows).expand(replicas, -1, -1),
+            t=torch.zeros(replicas, count, dtype=torch.int64),
+            action=torch.zeros(replicas, count, spec.act_dim),
+            reward=torch.zeros(replicas, count),
+            cost=torch.zeros(replicas, count),
+        )
+        noise = ActNoise(self.seeds, "eval", torch.zeros(count, dtype=torch.int64), x.t)
+        action = self.policy.act(x, noise)[index].clamp(-1.0, 1.0).numpy()
+        return action if np.ndim(obs) > 1 else action[0]
+
+
+def load(run: str | Path, out: str | Path = "runs") -> LoadedRun:
+    """The trained policies of a run.
+
+    Args:
+        run: a run folder, a run id or the beginning of one.
+        out: the results folder in which an id is looked up.
+
+    Raises:
+        RecordError: if there is no such run, or it has no checkpoint.
+    """
+    return LoadedRun(find_run(str(run), Path(out)))

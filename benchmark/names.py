@@ -1,0 +1,73 @@
+"""What tells cells apart: identities flattened to fields, and the fields that differ spelled out in a suffix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FIELDS_SHOWN = 4  # a longer list makes no readable name; the cell's id is added where the first few do not suffice
+
+
+def setting(identity: Mapping[str, Any]) -> dict[str, str]:
+    """What must be equal for two rows of a task to be ranked against each other, whatever the method."""
+    data = identity.get("data") or {}
+    task = {"version": identity["task"].get("version"), "env": identity.get("env")}
+    return _flat(task | {"data": {key: data.get(key) for key in ("name", "sha256")}}) | suite_setting(identity)
+
+
+def suite_setting(identity: Mapping[str, Any]) -> dict[str, str]:
+    """The part of the setting that all tasks of a suite share."""
+    evaluation, protocol = identity.get("evaluation") or {}, identity.get("protocol") or {}
+    return _flat(
+        {
+            "final_episodes": evaluation.get("final_episodes"),
+            "final_first_seed": evaluation.get("final_first_seed"),
+            "protocol": protocol.get("name"),
+            "protocol_version": identity.get("protocol_version"),
+        }
+    )
+
+
+def variant(identity: Mapping[str, Any]) -> dict[str, str]:
+    """The rest of an identity: what the method's author or its user chose."""
+    protocol = {key: value for key, value in (identity.get("protocol") or {}).items() if key != "name"}
+    evaluation = identity.get("evaluation") or {}
+    rest = {
+        "method": identity.get("method"),
+        "evaluation": {key: evaluation.get(key) for key in ("every", "episodes")},
+        "transforms": (identity.get("data") or {}).get("transforms"),
+    }
+    return _flat(identity.get("config") or {}) | _flat(protocol) | _flat(rest)
+
+
+def suffixes(facts: Sequence[Mapping[str, str]], within: Sequence[str] | None = None) -> list[str]:
+    """For each set of facts " (field=value, ...)" with the fields that differ, or "" where none does.
+
+    Args:
+        facts: one set of fields per cell.
+        within: one group name per cell; a field then counts only if it differs inside a group.
+    """
+    groups = within or [""] * len(facts)
+    names: dict[str, None] = {}
+    for group in dict.fromkeys(groups):
+        members = [fact for fact, own in zip(facts, groups, strict=True) if own == group]
+        names.update(dict.fromkeys(_differing(members)))
+    shown = list(names)[:FIELDS_SHOWN]
+    return [f" ({', '.join(f'{name}={fact.get(name)}' for name in shown)})" if shown else "" for fact in facts]
+
+
+def _differing(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    names = dict.fromkeys(name for fact in facts for name in fact)
+    return [name for name in names if len({fact.get(name) for fact in facts}) > 1]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            flat[prefix + key] = text[:8] if key.endswith("sha256") else text
+    return flat

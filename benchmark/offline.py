@@ -1,0 +1,296 @@
+"""Protocol `offline`: train R replicas on logged data, evaluate, write one record per replica.
+
+The loop works in chunks of updates. Between chunks, and only there, it looks at metrics, checks for NaN, evaluates,
+writes checkpoints and notices that it should stop. Where chunks are cut changes no number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offon.algorithms.interface import API_VERSION, Algorithm
+from offon.benchmark import checkpoints, provenance, seeds
+from offon.benchmark.builder import assemble
+from offon.benchmark.claims import Claim
+from offon.benchmark.evaluator import evaluate
+from offon.benchmark.records import write_record
+from offon.benchmark.replay import Replay, columns_of
+from offon.benchmark.runs import Job
+from offon.benchmark.stepper import Stepper, restore, snapshot
+
+PHASE = "offline"
+_CURVE_POINTS = 100  # of training metrics, over a run
+_EMIT_SECONDS = 0.5
+
+
+@dataclass
+class _Curves:
+    """What is recorded along the way, one column per replica."""
+
+    eval_updates: list[int] = field(default_factory=list)
+    eval_returns: list[np.ndarray] = field(default_factory=list)  # [R, E] each
+    metric_updates: list[int] = field(default_factory=list)
+    metrics: dict[str, list[np.ndarray]] = field(default_factory=dict)  # [R] each
+    sums: dict[str, Tensor] = field(default_factory=dict)  # [R], since the last point
+    summed: int = 0
+
+    def add(self, totals: dict[str, Tensor], count: int) -> None:
+        for name, total in totals.items():
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.summed += count
+
+    def close_point(self, update: int) -> None:
+        self.metric_updates.append(update)
+        for name, total in self.sums.items():
+            self.metrics.setdefault(name, []).append((total / self.summed).cpu().numpy())
+        self.sums, self.summed = {}, 0
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        tensors = {
+            "curves/eval_updates": torch.tensor(self.eval_updates, dtype=torch.int64),
+            "curves/metric_updates": torch.tensor(self.metric_updates, dtype=torch.int64),
+            "curves/summed": torch.tensor(self.summed),
+        }
+        if self.eval_returns:
+            tensors["curves/eval_returns"] = torch.from_numpy(np.stack(self.eval_returns))
+        for name, points in self.metrics.items():
+            tensors[f"curves/metric/{name}"] = torch.from_numpy(np.stack(points))
+        for name, total in self.sums.items():
+            tensors[f"curves/sum/{name}"] = total
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], device: str) -> _Curves:
+        curves = cls(
+            eval_updates=tensors["curves/eval_updates"].tolist(),
+            metric_updates=tensors["curves/metric_updates"].tolist(),
+            summed=int(tensors["curves/summed"]),
+        )
+        if "curves/eval_returns" in tensors:
+            curves.eval_returns = list(tensors["curves/eval_returns"].numpy())
+        for name, tensor in tensors.items():
+            if name.startswith("curves/metric/"):
+                curves.metrics[name.removeprefix("curves/metric/")] = list(tensor.numpy())
+            elif name.startswith("curves/sum/"):
+                curves.sums[name.removeprefix("curves/sum/")] = tensor.to(device)
+        return curves
+
+    def of_replica(self, index: int, last_update: int) -> dict[str, np.ndarray]:
+        """The curves of one replica, up to the update at which it was last sound."""
+        evals = [update for update in self.eval_updates if update <= last_update]
+        points = [update for update in self.metric_updates if update <= last_update]
+        curves = {"eval_updates": np.array(evals, dtype=np.int64), "metric_updates": np.array(points, dtype=np.int64)}
+        if evals:
+            curves["eval_returns"] = np.stack([returns[index] for returns in self.eval_returns[: len(evals)]])
+        for name, values in self.metrics.items():
+            curves[f"metric/{name}"] = np.array([value[index] for value in values[: len(points)]], dtype=np.float32)
+        return curves
+
+
+class OfflineTraining:
+    """One run of the offline protocol, from a job to its records."""
+
+    def __init__(self, job: Job, claim: Claim, emit: Callable[[dict[str, Any]], None]) -> None:
+        self.job, self.claim, self._emit = job, claim, emit
+        self.settings = job.settings
+        self.updates: int = self.settings["updates"]
+        data, method, self.policy = assemble(job)
+        assert isinstance(method, Algorithm)
+        self.method = method.to(job.device)
+        self.method.begin(PHASE)
+        sources = method.sources(PHASE)
+        replay = Replay(data.train, columns_of(sources), job.device, getattr(method.config, "discount", None))
+        self.stepper = Stepper(method, replay, PHASE, job.device)
+        self.update = 0
+        self.curves = _Curves()
+        self.failed = torch.zeros(len(job.replicas), dtype=torch.bool, device=job.device)
+        self.failures: dict[int, tuple[int, int]] = {}  # replica -> updates between which it broke
+        self.seconds = {"train": 0.0, "evaluate": 0.0, "cpu": 0.0, "resumed": 0.0}
+        self._log_every = max(50, -(-self.updates // (50 * _CURVE_POINTS)) * 50)
+        self._started = time.time()
+        self._resume()
+
+    def _resume(self) -> None:
+        found = checkpoints.load_latest(self.job.folder)
+        if found is None:
+            return
+        tensors, header = found
+        restore(self.method, checkpoints.part(tensors, "method/"))
+        self.curves = _Curves.from_tensors(tensors, self.job.device)
+        self.update, self.seconds, self._started = header["update"], header["seconds"], header["started"]
+        self.seconds["resumed"] += 1
+        self.failures = {int(index): tuple(span) for index, span in header["failures"].items()}
+        for index in self.failures:
+            self.failed[index] = True
+
+    def run(self, should_stop: Callable[[], bool]) -> bool:
+        """Trains to the end and writes the records; False if it was asked to stop first (a checkpoint is left)."""
+        job = self.job
+        self._emit({"event": "start", "update": self.update, **self._facts()})
+        last_checkpoint = last_emit = time.monotonic()
+        while self.update < self.updates and len(self.failures) < len(job.replicas):
+            cpu, wall = time.process_time(), time.perf_counter()
+            self._chunk()
+            self.seconds["cpu"] += time.process_time() - cpu
+            self.seconds["train"] += time.perf_counter() - wall
+            self.claim.beat()
+            if self.update % self.settings["eval_every"] == 0 or self.update == self.updates:
+                self._evaluate_curve()
+            stopping = should_stop()
+            done = self.update == self.updates
+            if stopping or done or time.monotonic() - last_checkpoint > job.checkpoint_seconds:
+                self.checkpoint()
+                last_checkpoint = time.monotonic()
+            if stopping and not done:
+                return False
+            if time.monotonic() - last_emit > _EMIT_SECONDS or done:
+                last_emit = time.monotonic()
+                self._emit({"event": "progress", "update": self.update, **self._facts()})
+        self._finish()
+        return True
+
+    def _chunk(self) -> None:
+        """Up to 50 updates, then the check for non-finite replicas; those are put back and kept as they were."""
+        every = self.settings["eval_every"]
+        chunk = self.stepper.noise.chunk
+        stop = min(self.updates, (self.update // chunk + 1) * chunk, (self.update // every + 1) * every)
+        before = snapshot(self.method)
+        totals = self.stepper.run(self.update, stop - self.update)
+        self._freeze_broken(before, totals, stop)
+        self.curves.add(totals, stop - self.update)
+        self.update = stop
+        if stop % self._log_every == 0 or stop == self.updates:
+            self.curves.close_point(stop)
+
+    @torch.no_grad()
+    def _freeze_broken(self, before: dict[str, Tensor], totals: dict[str, Tensor], stop: int) -> None:
+        sound = torch.stack([total for total in totals.values()]).isfinite().all(0)
+        for parameter in self.method.parameters():
+            sound &= parameter.flatten(1).sum(1).isfinite()
+        broken = ~sound & ~self.failed
+        self.failed |= broken
+        if not self.failed.any():
+            return
+        for index in broken.nonzero().flatten().tolist():
+            self.failures[index] = (self.update, stop)
+            seed = self.job.replicas[index].seed
+            self._emit({"event": "replica_failed", **self._facts(), "seed": seed, "span": [self.update, stop]})
+        for name, tensor in self.method.state_dict().items():
+            if tensor.dim() and tensor.shape[0] == len(self.failed):
+                tensor[self.failed] = before[name][self.failed]
+
+    def _evaluate_curve(self) -> None:
+        if self.job.task["env"] is None:
+            return
+        self.curves.eval_returns.append(self._evaluate(seeds.SELECTION, self.settings["eval_episodes"]).returns)
+        self.curves.eval_updates.append(self.update)
+
+    def _evaluate(self, purpose: range, episodes: int):  # noqa: ANN202
+        start = time.perf_counter()
+        cpu = time.process_time()
+        chosen = seeds.episode_seeds(purpose, episodes)
+        found = evaluate(self.policy, self.job.task["env"], chosen, self.job.device, self.settings["env_options"])
+        self.seconds["evaluate"] += time.perf_counter() - start
+        self.seconds["cpu"] += time.process_time() - cpu
+        return found
+
+    def checkpoint(self) -> None:
+        """Writes all state, so that the run can continue from here."""
+        tensors = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
+        header = {
+            "run_id": self.job.run_id,
+            "update": self.update,
+            "failures": {str(index): list(span) for index, span in self.failures.items()},
+            "seconds": self.seconds,
+            "started": self._started,
+        }
+        checkpoints.save(self.job.folder, self.update, {**tensors, **self.curves.to_tensors()}, header)
+
+    def _finish(self) -> None:
+        final = None
+        if self.job.task["env"] is not None and len(self.failures) < len(self.job.replicas):
+            final = self._evaluate(seeds.REPORTING, self.settings["final_episodes"])
+        about = self._provenance()
+        for index, replica in enumerate(self.job.replicas):
+            span = self.failures.get(index)
+            result = {
+                "api_version": API_VERSION,
+                "cell_id": replica.cell_id,
+                "cell": self.job.cells[replica.cell_id],
+                "label": self.job.label,
+                "seed": replica.seed,
+                "status": "finished" if span is None else "failed",
+                "failure": None if span is None else _failure(span),
+                "run": {
+                    "run_id": self.job.run_id,
+                    "seeds": self.job.seeds,
+                    "replicas": len(self.job.replicas),
+                    "device": self.job.device,
+                    "matmul": self.job.matmul,
+                },
+                "updates": self.update if span is None else span[0],
+                "report": self.job.report,
+                "final": None if final is None or span is not None else _final(final, index),
+            }
+            curves = self.curves.of_replica(index, self.update if span is None else span[0])
+            write_record(self.job.out, result, curves, about)
+        checkpoints.remove_all(self.job.folder, but_latest=True)  # stays for `offon evaluate` and `offon.load`
+        self._emit({"event": "done", "update": self.update, **self._facts(final)})
+
+    def _provenance(self) -> dict[str, Any]:
+        train = self.seconds["train"]
+        return {
+            **provenance.describe(self.job.device),
+            "started": self._started,
+            "finished": time.time(),
+            "wall_seconds": {
+                "train": train,
+                "evaluate": self.seconds["evaluate"],
+                "total": train + self.seconds["evaluate"],
+            },
+            "cpu_seconds": self.seconds["cpu"],
+            "updates_per_second": self.update / train if train else None,
+            "resumed": int(self.seconds["resumed"]),
+        }
+
+    def _facts(self, final=None) -> dict[str, Any]:  # noqa: ANN001
+        """What a progress display shows."""
+        returns = self.curves.eval_returns[-1] if self.curves.eval_returns else None
+        if final is not None:
+            returns = final.returns
+        low, high = self.job.task["score_min"], self.job.task["score_max"]
+        mean = None if returns is None else float(np.delete(returns, list(self.failures), axis=0).mean())
+        return {
+            "run_id": self.job.run_id,
+            "label": self.job.label,
+            "task": self.job.task["name"],
+            "seeds": self.job.seeds,
+            "updates": self.updates,
+            "updates_per_second": self.update / self.seconds["train"] if self.seconds["train"] else None,
+            "mean_return": mean,
+            "score": None if mean is None or low is None else 100.0 * (mean - low) / (high - low),
+        }
+
+
+def _failure(span: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "reason": f"non-finite values between updates {span[0]} and {span[1]}",
+        "first_update": span[0],
+        "last_update": span[1],
+    }
+
+
+def _final(final, index: int) -> dict[str, Any]:  # noqa: ANN001
+    return {
+        "first_seed": seeds.REPORTING[0],
+        "returns": final.returns[index].tolist(),
+        "lengths": final.lengths[index].tolist(),
+        "costs": None if final.costs is None else final.costs[index].tolist(),
+    }

@@ -1,0 +1,66 @@
+"""The options of a run, as dataclasses; the comment behind a field is its help text."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+_FIELD = re.compile(r"^\s+(\w+)\s*:\s*[^=#]+(?:=\s*(?:[^#]*))?#\s*(.+?)\s*$")
+
+
+@dataclass
+class RunOptions:
+    """Everything `offon run` takes beside the algorithm's own settings."""
+
+    task: str = "offon/dmsd-small"  # what to train on; `offon tasks` lists the names
+    dataset: str = ""  # a file of your own (HDF5 or NPZ) instead of a task
+    env: str = ""  # simulator for your own file: an OffOn id or any Gymnasium id; empty: training only
+    horizon: int | None = None  # longest episode, where the environment states none
+    score_min: float | None = None  # return that counts as 0, for your own file; without it raw returns are shown
+    score_max: float | None = None  # return that counts as 100, for your own file
+    clip_actions: bool = False  # clip logged actions that lie outside [-1, 1] instead of refusing the file
+    seeds: Any = 10  # how many (0, 1, 2, …), or a list such as [3,4]
+    updates: int = 100_000  # gradient updates per seed
+    eval_every: int = 0  # updates between evaluations for the learning curve; 0: a twentieth of the updates
+    eval_episodes: int = 10  # episodes of such an evaluation, per seed
+    final_episodes: int = 100  # episodes of the final score, per seed
+    out: str = "runs"  # folder of records, run folders and claims
+    workers: int = 0  # processes; 0: one per core (one on a GPU)
+    device: str = "auto"  # auto, cpu or cuda
+    checkpoint_seconds: float = 30.0  # seconds between checkpoints
+    progress: str = "auto"  # auto, rich, json (one line per event) or quiet
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """Field name -> the comment behind it, base classes included."""
+    docs: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if "__annotations__" not in vars(owner):
+            continue
+        try:
+            source = inspect.getsource(owner)
+        except (OSError, TypeError):
+            continue  # made in an interactive session: no comments to read
+        for line in source.splitlines():
+            match = _FIELD.match(line)
+            if match and match[1] in owner.__annotations__:
+                docs[match[1]] = match[2]
+    return docs
+
+
+def describe_fields(cls: type) -> list[tuple[str, str, str]]:
+    """(name, default, meaning) of every field of a dataclass."""
+    docs = field_docs(cls)
+    return [(entry.name, _shown(entry.default), docs.get(entry.name, "")) for entry in fields(cls)]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(str, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
+    return "''" if value == "" else str(value)

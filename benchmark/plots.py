@@ -1,0 +1,100 @@
+"""Plots of a board as bytes: which figures the records allow, their captions, and both file formats.
+
+No display and no global figure is touched; equal records give equal SVG bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from offon.benchmark import figures
+from offon.benchmark.cells import MIN_SEEDS, Cell
+from offon.benchmark.suites import Contestant
+
+PLOT_NAMES = ("scores", "curves", "profiles", "improvement", "compute")
+TITLES = {
+    "scores": "Scores",
+    "curves": "Learning curves",
+    "profiles": "Performance profiles",
+    "improvement": "Probability of improvement",
+    "compute": "Score against compute",
+}
+CAPTIONS = {
+    "scores": "Large: IQM of the last checkpoint with its 95 % interval; small: every seed; line: the policy that "
+    "logged the data.",
+    "curves": "IQM over seeds of the evaluations during training, with 95 % bands. Their episodes are not those of the "
+    "table.",
+    "profiles": "Share of all runs and tasks above a score, with 95 % bands: the higher a curve, the better.",
+    "improvement": "Chance that a run of the row beats a run of the column, averaged over tasks, with its 95 % "
+    "interval. Bold: the interval leaves out 0.5.",
+    "compute": "IQM with its 95 % interval against the median CPU seconds per seed, training and evaluation together, "
+    "on the machines that ran it.",
+}
+STYLE = {
+    "svg.hashsalt": "offon",  # the ids inside an SVG are random without it
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "text.parse_math": False,  # a name may hold a dollar sign
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure in both formats, with the text that goes with it."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    svg: bytes
+
+
+def draw_board(
+    cells: Sequence[Cell], suites: Sequence[Contestant], seed: int = 0, min_seeds: int = MIN_SEEDS
+) -> list[Plot]:
+    """Every plot for which the records hold anything, in the order of `PLOT_NAMES`."""
+    looks = figures.looks(cells)
+    scored = _grouped([cell for cell in cells if cell.scores.size], "task")
+    curves = _grouped([cell for cell in cells if cell.curve[1].shape[1] > 1], "task")
+    timed = _grouped([cell for cell in cells if cell.scores.size and figures.cpu_seconds(cell).size], "task")
+    whole = _grouped([contestant for contestant in suites if contestant.scores is not None], "suite")
+    pairs = {suite: members for suite, members in whole.items() if len(members) > 1}
+    drawings: dict[str, tuple[dict, Callable[..., Figure]]] = {
+        "scores": (scored, figures.scores),
+        "curves": (curves, figures.curves),
+        "profiles": (whole, figures.profiles),
+        "improvement": (pairs, figures.improvement),
+        "compute": (timed, figures.compute),
+    }
+    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
+        return [
+            Plot(name, TITLES[name], CAPTIONS[name], *_rendered(draw(groups, looks, seed, min_seeds)))
+            for name, (groups, draw) in drawings.items()
+            if groups
+        ]
+
+
+def _rendered(figure: Figure) -> tuple[bytes, bytes]:
+    """PNG and SVG; without a date, so that the bytes depend on the records only."""
+    FigureCanvasAgg(figure)
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    return png.getvalue(), svg.getvalue()
+
+
+def _grouped(items: Sequence, attribute: str) -> dict[str, list]:
+    groups: dict[str, list] = {}
+    for item in items:
+        groups.setdefault(getattr(item, attribute), []).append(item)
+    return dict(sorted(groups.items()))

@@ -1,0 +1,73 @@
+"""`offon runs`: list, show, resume, remove."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from offon.benchmark import runs
+from offon.benchmark.records import RecordError
+
+
+def _facts(job: runs.Job) -> dict[str, object]:
+    return {
+        "run_id": job.run_id,
+        "state": runs.state_of(job),
+        "algorithm": job.label,
+        "task": job.task["name"],
+        "seeds": job.seeds,
+        "updates": job.settings["updates"],
+        "bytes": runs.disk_use(job),
+    }
+
+
+def show_all(out: Path, as_json: bool) -> int:
+    """Lists the runs of a results folder with state and disk use."""
+    listed = [_facts(job) for job in runs.list_runs(out)]
+    if as_json:
+        print(json.dumps(listed, indent=1))
+        return 0
+    if not listed:
+        print(f"no runs in {out}")
+    for row in listed:
+        size = f"{row['bytes'] / 1e6:.1f} MB"  # type: ignore[operator]
+        print(f"{row['run_id']}  {row['state']:<12}{row['algorithm']:<20}{row['task']:<24}seeds {row['seeds']}  {size}")
+    return 0
+
+
+def show(names: list[str], out: Path) -> int:
+    """Prints the full resolved configuration of runs."""
+    for job in _chosen(names, out):
+        print((job.folder / "run.json").read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def resume(names: list[str], out: Path, workers: int) -> int:
+    """Trains the unfinished runs that are named, or all."""
+    from offon.benchmark.commands import conclude
+    from offon.benchmark.plan import worker_count
+    from offon.benchmark.progress import make_progress
+    from offon.benchmark.runner import execute
+
+    jobs = [job for job in (_chosen(names, out) if names else runs.list_runs(out)) if not job.is_done()]
+    if not jobs:
+        print(f"nothing to resume in {out}")
+        return 0
+    progress = make_progress("auto")
+    with progress:
+        statuses = execute(jobs, worker_count(workers, jobs[0].device), progress.emit)
+    return conclude(statuses, out)
+
+
+def remove(names: list[str], out: Path, with_records: bool) -> int:
+    """Deletes run folders (checkpoints and configuration), and records if asked."""
+    for job in _chosen(names, out):
+        runs.remove_run(job, with_records)
+        print(f"removed run {job.run_id}{' and its records' if with_records else '; its records stay'}")
+    return 0
+
+
+def _chosen(names: list[str], out: Path) -> list[runs.Job]:
+    if not names:
+        raise RecordError("name at least one run; `offon runs list` shows them")
+    return [runs.find_run(name, out) for name in names]

@@ -1,0 +1,102 @@
+"""The scheduler of one machine: runs jobs in this process or in one process per worker."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from offon.benchmark.runs import Job
+from offon.benchmark.worker import StopFlag, train_job, worker_main
+
+_POLL_SECONDS = 0.2
+
+
+def execute(jobs: list[Job], workers: int, emit: Callable[[dict[str, Any]], None]) -> dict[str, str]:
+    """Trains all jobs; returns the status of each by run id: finished, busy, interrupted, failed or pending."""
+    for job in jobs:
+        job.write()
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        return _in_process(jobs, emit)
+    return _in_workers(jobs, workers, emit)
+
+
+def _in_process(jobs: list[Job], emit: Callable[[dict[str, Any]], None]) -> dict[str, str]:
+    stop = StopFlag()
+    statuses = {job.run_id: "pending" for job in jobs}
+    with _listening(stop):
+        for job in jobs:
+            if stop():
+                break
+            statuses[job.run_id] = train_job(job, emit, stop)
+    return statuses
+
+
+def _in_workers(jobs: list[Job], workers: int, emit: Callable[[dict[str, Any]], None]) -> dict[str, str]:
+    """One process per worker; each gets its next run when it has ended the last (one pipe each: no shared queue)."""
+    context = multiprocessing.get_context("spawn")
+    waiting = [str(job.folder) for job in jobs]
+    statuses = {job.run_id: "pending" for job in jobs}
+    links: dict[Connection, BaseProcess] = {}
+    current: dict[Connection, str] = {}
+    stop = StopFlag()
+    with _listening(stop):
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=worker_main, args=(theirs,))
+            process.start()
+            theirs.close()
+            links[ours] = process
+            _give_next(ours, waiting, current)
+        told = False
+        while current:
+            if stop() and not told:
+                told = True
+                waiting.clear()
+                for process in links.values():
+                    process.terminate()
+            for link in wait(list(current), timeout=_POLL_SECONDS):
+                assert isinstance(link, Connection)
+                try:
+                    event = json.loads(link.recv_bytes())
+                except (EOFError, ConnectionResetError):
+                    run_id = current.pop(link)
+                    statuses[run_id] = "interrupted"
+                    emit({"event": "error", "run_id": run_id, "message": "its worker process died; resume the run"})
+                    continue
+                if event["event"] != "job_end":
+                    emit(event)
+                    continue
+                statuses[event["run_id"]] = event["status"]
+                del current[link]
+                _give_next(link, waiting, current)
+        for link, process in links.items():
+            link.close()
+            process.join()
+    return statuses
+
+
+def _give_next(link: Connection, waiting: list[str], current: dict[Connection, str]) -> None:
+    if waiting:
+        folder = waiting.pop(0)
+        link.send_bytes(folder.encode())
+        current[link] = Path(folder).name
+
+
+@contextmanager
+def _listening(stop: StopFlag) -> Iterator[None]:
+    """Ctrl-C and a polite kill raise the flag; the old handlers come back afterwards."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop.install()
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

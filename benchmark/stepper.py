@@ -1,0 +1,88 @@
+"""The stepper runs chunks of updates: eagerly on a CPU, as one captured CUDA graph on a GPU. Same update code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from offon.algorithms.interface import Algorithm
+from offon.algorithms.noise import Noise
+from offon.benchmark.replay import Replay
+
+_WARMUP = 3  # calls on a side stream before a capture, as CUDA graphs want; undone from a snapshot
+
+
+def snapshot(method: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of all state."""
+    return {name: tensor.detach().clone() for name, tensor in method.state_dict().items()}
+
+
+@torch.no_grad()
+def restore(method: torch.nn.Module, state: dict[str, Tensor]) -> None:
+    """Copies a state back, in place: addresses never change, captured graphs stay valid.
+
+    Raises:
+        ValueError: if the state is of another method, configuration or number of replicas.
+    """
+    own = method.state_dict()
+    if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+        raise ValueError("the stored state does not fit this method: another configuration or number of replicas")
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+
+
+class Stepper:
+    """Runs updates in chunks; the numbers of a run do not depend on where chunks are cut."""
+
+    def __init__(self, method: Algorithm, replay: Replay, phase: str, device: str) -> None:
+        self.method, self.replay, self.device = method, replay, torch.device(device)
+        self.noise = Noise(method.seeds, phase, device)
+        self._sources = method.sources(phase)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph_metrics: dict[str, Tensor] = {}
+
+    def run(self, first_update: int, count: int) -> dict[str, Tensor]:
+        """Updates `first_update` ... `first_update + count - 1`; returns the sum of each metric over them, [R].
+
+        `count` is at most the noise's chunk. On CUDA a whole aligned chunk is replayed as a graph; what is shorter
+        runs eagerly.
+        """
+        chunk = self.noise.chunk
+        if not 0 < count <= chunk:
+            raise ValueError(f"expected 1 to {chunk} updates, got {count}")
+        self.noise.begin_chunk(first_update)
+        capture = self.device.type == "cuda" and self.method.capturable
+        if capture and count == chunk and first_update % chunk == 0:
+            if self._graph is None:
+                self._capture(first_update)
+            assert self._graph is not None
+            self._graph.replay()
+            return {name: total.clone() for name, total in self._graph_metrics.items()}
+        return self._updates(count)
+
+    def _updates(self, count: int) -> dict[str, Tensor]:
+        seen: dict[str, list[Tensor]] = {}
+        for slot in range(count):
+            self.noise.begin_update(slot)
+            batch = {
+                name: self.replay.gather(self.noise.integers(f"rows/{name}", self.replay.size, rows.n))
+                for name, rows in self._sources.items()
+            }
+            for name, value in self.method.update(batch, self.noise).items():
+                seen.setdefault(name, []).append(value)
+        return {name: torch.stack(values).sum(0) for name, values in seen.items()}
+
+    def _capture(self, first_update: int) -> None:
+        """Records one chunk; the warm-up calls are undone, and a capture itself runs nothing."""
+        before = snapshot(self.method)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._updates(max(_WARMUP, 2))
+        torch.cuda.current_stream().wait_stream(side)
+        restore(self.method, before)
+        self.noise.begin_chunk(first_update)  # draws whose names the warm-up has just made known
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._graph_metrics = self._updates(self.noise.chunk)
+        self._graph = graph

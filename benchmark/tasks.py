@@ -1,0 +1,90 @@
+"""Tasks: a name that fixes the data, the simulator, the horizon and the score formula."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+
+class TaskError(ValueError):
+    """A task is unknown or cannot be made from what was given."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run is about. The score is 100 (return - score_min) / (score_max - score_min)."""
+
+    name: str  # suite/name
+    version: int  # raised when data, simulator, horizon or references change: old and new rows are never mixed
+    dataset: str  # name in the data catalogue, or the path of a file
+    env: str | None  # None: training only
+    horizon: int | None
+    score_min: float | None
+    score_max: float | None
+    score_source: str
+    note: str = ""
+
+    @property
+    def suite(self) -> str:
+        """The part before the slash."""
+        return self.name.split("/")[0]
+
+
+@cache
+def load_tasks() -> dict[str, Task]:
+    """All named tasks."""
+    text = files("offon.benchmark").joinpath("tasks.csv").read_text(encoding="utf-8")
+    return {
+        row["name"]: Task(
+            name=row["name"],
+            version=int(row["version"]),
+            dataset=row["dataset"],
+            env=row["env"] or None,
+            horizon=int(row["horizon"]),
+            score_min=float(row["score_min"]),
+            score_max=float(row["score_max"]),
+            score_source=row["score_source"],
+            note=row["note"],
+        )
+        for row in csv.DictReader(text.splitlines())
+    }
+
+
+def get_task(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        TaskError: names the nearest known task.
+    """
+    tasks = load_tasks()
+    if name not in tasks:
+        near = difflib.get_close_matches(name, tasks, 1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise TaskError(f"no task named {name!r}{hint} `offon tasks` lists them; for a file of your own use dataset=FILE")
+    return tasks[name]
+
+
+def own_task(
+    dataset: str, env: str | None, horizon: int | None, score_min: float | None, score_max: float | None
+) -> Task:
+    """A task around a file of the user's own.
+
+    Args:
+        dataset: path of an HDF5 or NPZ file.
+        env: an OffOn environment id, any Gymnasium id, or None for training without evaluation.
+        horizon: longest episode; None takes the environment's.
+        score_min: return that counts as 0; None with score_max None shows raw returns.
+        score_max: return that counts as 100.
+    """
+    from offon.envs import ENV_IDS
+
+    if (score_min is None) != (score_max is None) or (score_min is not None and score_min == score_max):
+        raise TaskError(f"expected two different scores, got score_min={score_min} and score_max={score_max}: give both or none")
+    if env is not None and env not in ENV_IDS and not env.startswith("gymnasium/"):
+        env = f"gymnasium/{env}"
+    source = "given on the command line" if score_min is not None else "none: raw returns"
+    return Task(f"own/{Path(dataset).stem}", 1, dataset, env, horizon, score_min, score_max, source)

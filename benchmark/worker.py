@@ -1,0 +1,98 @@
+"""A worker: claims a run, trains it, and says what happens as plain events."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from offon.benchmark import device as devices
+from offon.benchmark.claims import Claim
+from offon.benchmark.runs import Job, read_run
+
+Emit = Callable[[dict[str, Any]], None]
+_PR_SET_PDEATHSIG = 1
+
+
+class StopFlag:
+    """Set by Ctrl-C or a polite kill: the run ends at the next chunk with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.raised = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.raised
+
+    def install(self) -> None:
+        """Listens to SIGINT and SIGTERM in the main thread of this process."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._raise)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.raised = True
+
+
+def train_job(job: Job, emit: Emit, should_stop: Callable[[], bool]) -> str:
+    """Trains one run; returns finished, busy, interrupted or failed. Errors become an event, nothing is lost."""
+    claim = Claim(job.out, [(r.cell_id, r.seed) for r in job.replicas], job.run_id)
+    about = {"run_id": job.run_id, "label": job.label, "task": job.task["name"], "seeds": job.seeds}
+    holder = claim.acquire()
+    if holder is not None:
+        emit({"event": "busy", "holder": holder, **about})
+        return "busy"
+    try:
+        if job.is_done():
+            emit({"event": "done", "update": job.settings["updates"], "updates": job.settings["updates"], **about})
+            return "finished"
+        devices.configure(job.device, job.matmul)
+        from offon.benchmark.offline import OfflineTraining
+
+        if OfflineTraining(job, claim, emit).run(should_stop):
+            return "finished"
+        emit({"event": "interrupted", **about})
+        return "interrupted"
+    except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}", **about})
+        if os.environ.get("OFFON_DEBUG"):
+            raise
+        return "failed"
+    finally:
+        claim.release()
+
+
+def worker_main(link: Connection) -> None:
+    """The body of a worker process: trains the runs whose folders come through `link` until it closes.
+
+    Events go back as JSON, one message each; the last of a run is `job_end`.
+    """
+    _die_with_parent()
+    stop = StopFlag()
+    stop.install()
+
+    def send(event: dict[str, Any]) -> None:
+        link.send_bytes(json.dumps(event).encode())
+
+    while True:
+        try:
+            folder = link.recv_bytes().decode()
+        except EOFError:
+            return
+        status = "pending" if stop() else train_job(read_run(Path(folder)), send, stop)
+        send({"event": "job_end", "run_id": Path(folder).name, "status": status})
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel ends a worker whose scheduler was killed, so that its claims are free at once."""
+    try:
+        ctypes.CDLL("libc.so.6").prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return  # elsewhere the worker finishes its run and finds its queue gone
+    if os.getppid() == 1:
+        os._exit(1)  # the scheduler died before the line above

@@ -1,0 +1,1 @@
+"""Logged data: reading, verifying, caching and transforming it into transitions."""

@@ -1,0 +1,130 @@
+"""The front door: a name or a path in, verified transitions out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from numpy.typing import ArrayLike
+from offon.datasets import cache as packed_cache
+from offon.datasets.catalogue import DATASETS, Dataset, dataset, with_sha256
+from offon.datasets.episodes import Reading, action_bounds, to_transitions
+from offon.datasets.errors import DataError, DataNotFound
+from offon.datasets.locate import cure, find
+from offon.datasets.readers import read_columns
+from offon.datasets.transitions import DataIdentity, Transitions, unpack, validate
+
+_FILE_ENDINGS = (".npz", ".hdf5", ".h5", ".hdf")
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    file: str | Path | None = None,
+    action_low: ArrayLike | None = None,
+    action_high: ArrayLike | None = None,
+    clip_actions: bool = False,
+    drop_timeout_rows: bool = False,
+    cache: bool = True,
+) -> Transitions:
+    """Return the transitions of a known data set ("neorl2/DMSD") or of a file, checked and with actions in [-1, 1].
+
+    Args:
+        name_or_path: a name of the catalogue, or the path of an NPZ or HDF5 file. A file that has the hash of a known
+            data set is that data set, whatever it is called.
+        file: the file to use for a name, instead of searching for it.
+        action_low: lower bound of the logged actions, a number or one per entry; with `action_high` they are mapped
+            linearly to [-1, 1].
+        action_high: upper bound of the logged actions.
+        clip_actions: clip what lies beyond the bounds instead of refusing it.
+        drop_timeout_rows: D4RL's `qlearning_dataset` rule, see `episodes.to_transitions`.
+        cache: read and write the packed copy in the cache folder.
+    """
+    known, path = resolve(name_or_path, file)
+    sha256 = sha256_of(path)
+    if known is not None:
+        check_hash(known, path, sha256)
+    else:
+        known = with_sha256(sha256)
+    low, high = action_bounds(action_low, action_high)
+    reading = Reading(
+        ends=known.ends if known else "flags",
+        first_episodes=known.first_episodes if known else None,
+        drop_timeout_rows=drop_timeout_rows,
+        action_low=low,
+        action_high=high,
+        clip_actions=clip_actions,
+    )
+    identity = _identity(known, path, sha256, reading)
+    found = packed_cache.read(sha256, reading, identity) if cache else None
+    return found if found is not None else _import(path, reading, identity, cache)
+
+
+def resolve(name_or_path: str | Path, file: str | Path | None = None) -> tuple[Dataset | None, Path]:
+    """Return the known data set, if it is one, and the path of its file."""
+    name = str(name_or_path)
+    if name in DATASETS:
+        return DATASETS[name], find(DATASETS[name], file)
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
+        return None, path
+    if os.path.isdir(path):
+        raise DataError(f"{path}: is a folder; name the file in it")
+    if path.suffix.lower() in _FILE_ENDINGS:
+        raise DataNotFound(f"{path}: no such file, searched from {Path.cwd()}; correct the path")
+    return dataset(name), path
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the sha256 of a file, in hex; DataError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check path and permissions") from error
+
+
+def md5_of(path: str | Path) -> str:
+    """Return the MD5 of a file, in hex: some publishers state nothing better."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def check_hash(known: Dataset, path: Path, sha256: str) -> None:
+    """Raise DataError unless the file's bytes are those of the data set."""
+    if sha256 in known.stale:
+        named = with_sha256(sha256)
+        knowingly = f"task={named.name} trains on it knowingly; otherwise " if named else ""
+        raise DataError(f"{path}: stale, not {known.name}: {known.stale[sha256]}. {knowingly}{cure(known)}")
+    kind, expected = ("sha256", known.sha256) if known.sha256 else ("MD5", known.md5)
+    if expected is None:
+        return
+    found = sha256 if known.sha256 else md5_of(path)
+    if found != expected:
+        raise DataError(
+            f"{path}: expected {kind} {expected} for {known.name}, found {found}; "
+            f"delete the file and get it again ({cure(known)}), or give its path to use it as data of your own"
+        )
+
+
+def _identity(known: Dataset | None, path: Path, sha256: str, reading: Reading) -> DataIdentity:
+    if known is None:
+        identity = DataIdentity(f"own/{path.stem}", sha256, "own", path.name)
+    else:
+        status = known.status if known.sha256 or known.md5 else "unverified"
+        identity = DataIdentity(known.name, sha256, status, f"{path.name}, {known.licence}")
+    return identity.extended(*reading.transforms())
+
+
+def _import(path: Path, reading: Reading, identity: DataIdentity, cache: bool) -> Transitions:
+    """Read the file itself; the result has the same memory layout as one from the cache, so sums agree to the bit."""
+    columns = read_columns(path, reading.ends)
+    transitions = to_transitions(columns, reading, identity, str(path))
+    validate(transitions, str(path))
+    stored = packed_cache.columns_of(transitions)
+    rows, layout = transitions.pack(stored)
+    packed = unpack(rows, layout, transitions.starts, identity.noted(columns.notes))
+    if cache:
+        packed_cache.write(identity.sha256, reading, packed, columns.notes)
+    return packed

@@ -1,0 +1,82 @@
+"""Where the file of a data set lies: the given file, the folders of OFFON_DATA, the bundled files, the cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from offon.datasets.catalogue import Dataset
+from offon.datasets.errors import DataNotFound
+
+BUNDLED = Path(__file__).parent / "bundled"
+_DEPTH = 4  # folders below an entry of OFFON_DATA; deeper trees are not data folders
+
+
+def cache_folder() -> Path:
+    """Return $OFFON_CACHE, or ~/.cache/offon."""
+    return Path(os.path.expanduser(os.environ.get("OFFON_CACHE") or "~/.cache/offon"))
+
+
+def data_folders() -> list[Path]:
+    """Return the folders named in OFFON_DATA, in order."""
+    entries = os.environ.get("OFFON_DATA", "").split(os.pathsep)
+    return [Path(os.path.expanduser(entry)) for entry in entries if entry.strip()]
+
+
+def find(dataset: Dataset, file: str | Path | None = None) -> Path:
+    """Return the file of a data set, or raise DataNotFound with every place searched and the cure.
+
+    Only the name is looked at; whether the bytes are the right ones is for `load` to check.
+    """
+    if file is not None:
+        if os.path.isfile(file):  # unlike Path.is_file, False where a folder above cannot be entered
+            return Path(file)
+        raise DataNotFound(f"{file}: no such file, though it was given for {dataset.name}; correct the path")
+    searched = []
+    for label, folder in _places():
+        found, note = _search(folder, dataset.files)
+        if found is not None:
+            return found
+        searched.append(f"  {label} {folder}: {note}")
+    if not data_folders():
+        searched.insert(0, "  OFFON_DATA is not set")
+    raise DataNotFound(
+        f"no file for {dataset.name}, expected {' or '.join(dataset.files)}; searched\n"
+        + "\n".join(searched)
+        + f"\nto fix it: {cure(dataset)}"
+    )
+
+
+def cure(dataset: Dataset) -> str:
+    """Say how to get the file of a data set."""
+    if not dataset.urls:
+        return "reinstall offon, the file belongs to the package"
+    for url in dataset.urls:
+        name = url.rsplit("/", 1)[-1]
+        if name in dataset.files:
+            return f"mkdir -p data && curl -fL -o data/{name} {url} && export OFFON_DATA=$PWD/data:$OFFON_DATA"
+    return f"put {dataset.files[0]} from {dataset.urls[0]} into a folder and export OFFON_DATA=that folder"
+
+
+def _places() -> Iterator[tuple[str, Path]]:
+    yield from (("OFFON_DATA", folder) for folder in data_folders())
+    yield "bundled", BUNDLED
+    yield "cache", cache_folder()
+
+
+def _search(folder: Path, names: tuple[str, ...]) -> tuple[Path | None, str]:
+    """Return the file of the first of these names that is in or below the folder, and what to say if there is none."""
+    if not os.path.isdir(folder):
+        return None, "is not a folder" if os.path.exists(folder) else "does not exist or cannot be entered"
+    hits: dict[str, Path] = {}
+    failures: list[OSError] = []
+    for where, below, files in os.walk(folder, onerror=failures.append, followlinks=True):
+        depth = len(Path(where).relative_to(folder).parts)
+        below[:] = sorted(below) if depth < _DEPTH else []
+        for name in set(names).intersection(files):
+            hits.setdefault(name, Path(where, name))
+    best = next((hits[name] for name in names if name in hits), None)
+    if best is None and failures:
+        return None, f"not there, and {len(failures)} folders cannot be read ({failures[0]})"
+    return best, "not there"

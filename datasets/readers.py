@@ -1,0 +1,231 @@
+"""Files to columns: NeoRL-2 NPZ, D4RL HDF5, and a user's own NPZ or HDF5 with one of the usual sets of keys."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from offon.datasets.errors import DataError
+
+# column -> the keys it is known by; where a file has several, the first here is taken
+KEYS: dict[str, tuple[str, ...]] = {
+    "obs": ("observations", "obs", "states"),
+    "action": ("actions", "action"),
+    "reward": ("rewards", "reward"),
+    "next_obs": ("next_observations", "next_obs", "next_states"),
+    "terminated": ("terminated", "terminals", "done", "dones"),
+    "truncated": ("truncated", "timeouts"),
+    "cost": ("costs", "cost"),
+}
+_VECTORS = ("obs", "action", "next_obs")
+# what numpy, zipfile and h5py raise on files that are cut short, overwritten or not theirs
+_BROKEN = (
+    *(OSError, EOFError, ValueError, KeyError, IndexError, RuntimeError, OverflowError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """All rows of a file, in its order: float32 arrays; the last row of every episode has a flag."""
+
+    obs: np.ndarray  # [N, O]
+    action: np.ndarray  # [N, A]
+    reward: np.ndarray  # [N]
+    next_obs: np.ndarray | None  # [N, O]; None: the file does not say
+    terminated: np.ndarray  # [N] bool
+    truncated: np.ndarray  # [N] bool
+    cost: np.ndarray | None  # [N]
+    notes: tuple[str, ...]  # what had to be assumed, for people
+
+    @property
+    def size(self) -> int:
+        """Number of rows N."""
+        return len(self.reward)
+
+    def ends(self) -> np.ndarray:
+        """Return the last row of each episode, int64 [E]."""
+        return np.flatnonzero(self.terminated | self.truncated)
+
+    def head(self, episodes: int) -> Columns:
+        """Return only the first so many episodes."""
+        stop = int(self.ends()[:episodes][-1]) + 1
+        cut = {name: value[:stop] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return Columns(**{**vars(self), **cut})
+
+
+def read_columns(path: str | Path, ends: str = "flags") -> Columns:
+    """Read a file of any known layout; DataError if it is broken, empty, of wrong shapes or of an unknown layout.
+
+    An episode ends where a row is terminated or truncated; a log that just stops is truncated in its last row.
+
+    Args:
+        path: the file; NPZ and HDF5 are told apart by their first bytes.
+        ends: "flags", or "terminals_are_limits" for the D4RL door file: its terminals are time limits and its timeouts
+            (step 200 of every episode) no end at all.
+    """
+    path = Path(path)
+    arrays, shapes = _reader(path)(path)
+    if not _has_layout(arrays):
+        raise DataError(_unknown_layout(path, shapes))
+    vectors = {name: _vectors(path, name, arrays[name]) for name in _VECTORS if name in arrays}
+    scalars = {name: _scalars(path, name, arrays[name]) for name in arrays if name not in _VECTORS}
+    _check_lengths(path, {**vectors, **scalars})
+    flags, notes = _flags(path, scalars, ends)
+    return Columns(
+        obs=vectors["obs"],
+        action=vectors["action"],
+        reward=scalars["reward"],
+        next_obs=vectors.get("next_obs"),
+        cost=scalars.get("cost"),
+        notes=notes,
+        **flags,
+    )
+
+
+def describe_file(path: str | Path) -> dict[str, str]:
+    """Return the keys of a file, each with its type and shape."""
+    return _reader(Path(path))(Path(path))[1]
+
+
+Found = tuple[dict[str, np.ndarray], dict[str, str]]  # columns by our names; every key with type and shape
+
+
+def _reader(path: Path) -> Callable[[Path], Found]:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check path and permissions") from error
+    if not start:
+        raise DataError(f"{path}: the file is empty (0 bytes); fetch or write it again")
+    if start.startswith(b"PK"):
+        return _read_npz
+    if start == b"\x89HDF\r\n\x1a\n":
+        return _read_hdf5
+    raise DataError(f"{path}: expected an NPZ or HDF5 file, found {start!r} at its start; convert or refetch it")
+
+
+def _read_npz(path: Path) -> Found:
+    try:
+        with np.load(path, allow_pickle=False) as archive, zipfile.ZipFile(path) as members:
+            shapes = {key: _npz_shape(members, key) for key in archive.files}
+            arrays = {name: archive[key] for key, name in _wanted(shapes).items()}
+    except _BROKEN as error:
+        raise DataError(_broken(path, "NPZ", error)) from error
+    return arrays, shapes
+
+
+def _read_hdf5(path: Path) -> Found:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            leaves = {key: item for key, item in file.items() if isinstance(item, h5py.Dataset)}
+            shapes = {key: _shape(item) if key in leaves else "a group" for key, item in file.items()}
+            arrays = {name: leaves[key][...] for key, name in _wanted(leaves).items()}
+    except _BROKEN as error:
+        raise DataError(_broken(path, "HDF5", error)) from error
+    return arrays, shapes
+
+
+def _npz_shape(archive: zipfile.ZipFile, key: str) -> str:
+    """Return type and shape of an array from its header alone."""
+    with archive.open(f"{key}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(member)
+    return f"{dtype} {list(shape)}"
+
+
+def _wanted(keys: Mapping[str, object]) -> dict[str, str]:
+    """Return which of a file's keys to read, and as which column."""
+    first = {name: next((key for key in known if key in keys), None) for name, known in KEYS.items()}
+    return {key: name for name, key in first.items() if key is not None}
+
+
+def _has_layout(arrays: Mapping[str, np.ndarray]) -> bool:
+    return {"obs", "action", "reward"} <= set(arrays) and ("terminated" in arrays or "truncated" in arrays)
+
+
+def _unknown_layout(path: Path, shapes: Mapping[str, str]) -> str:
+    found = ", ".join(f"{key} {shape}" for key, shape in list(shapes.items())[:20]) or "nothing"
+    return (
+        f"{path}: unknown layout. Expected the keys obs, action, reward and done and/or truncated (NeoRL-2), or "
+        "observations, actions, rewards and terminals and/or timeouts (D4RL), each with N rows, and optionally "
+        f"next_obs / next_observations and cost / costs; found {found}. Rename the keys, one array for all episodes"
+    )
+
+
+def _broken(path: Path, kind: str, error: BaseException) -> str:
+    reason = str(error) or type(error).__name__
+    if "pickle" in reason or "Object arrays" in reason:
+        return f"{path}: holds pickled objects, which are never read; save plain numeric arrays instead"
+    return f"{path}: expected a whole {kind} file, found a damaged or cut one ({reason}); delete it and fetch it again"
+
+
+def _vectors(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim > 2:
+        raise DataError(f"{path}: '{name}' is {_shape(array)}; images are not supported, only vectors [N, size]")
+    if name == "action" and array.dtype.kind in "iub":
+        raise DataError(
+            f"{path}: 'action' is {_shape(array)}; discrete actions are not supported, store continuous ones as float"
+        )
+    array = _float32(path, name, array)
+    return array[:, None] if array.ndim == 1 else array
+
+
+def _scalars(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    array = _float32(path, name, array)
+    if array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"{path}: '{name}' is {_shape(array)}; expected one number per row, [N] or [N, 1]")
+    return array
+
+
+def _float32(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "fiub" or array.ndim == 0:
+        raise DataError(f"{path}: '{name}' is {_shape(array)}; expected an array of numbers with one row per step")
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which validate() reports by row
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _check_lengths(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{path}: all columns must have the same number of rows, found {found}")
+    if 0 in lengths.values():
+        raise DataError(f"{path}: the columns have no rows; give a file with at least one complete step")
+
+
+def _flags(
+    path: Path, scalars: Mapping[str, np.ndarray], ends: str
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Return terminated and truncated as bool, closed at the last row, and what was assumed about them."""
+    nothing = np.zeros(len(scalars["reward"]), dtype=bool)
+    flags, notes = {}, []
+    for name in ("terminated", "truncated"):
+        column = scalars.get(name)
+        if column is not None and not np.isin(column, (0.0, 1.0)).all():
+            raise DataError(f"{path}: '{name}' must hold only 0 and 1")
+        flags[name] = column.astype(bool) if column is not None else nothing.copy()
+        if column is None:
+            notes.append(f"no column says which episodes were {name}: none is taken to be")
+    if ends == "terminals_are_limits":
+        flags = {"terminated": nothing, "truncated": flags["terminated"]}
+        notes.append("terminals are read as time limits, timeouts are ignored")
+    if not (flags["terminated"][-1] or flags["truncated"][-1]):
+        flags["truncated"][-1] = True
+        notes.append("the log stops inside an episode: its last row is taken as truncated")
+    return flags, tuple(notes)
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"

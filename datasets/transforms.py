@@ -1,0 +1,94 @@
+"""Changes to observations and rewards before training, as published methods make them; each joins the identity."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from offon.datasets.errors import DataError
+from offon.datasets.transitions import Transitions
+from torch import Tensor
+
+_STD_FLOOR = 1e-3  # added to the std, as in CORL: a constant entry becomes 0
+_SPAN = 1000.0  # what the range of returns is scaled to
+_CORL_MAX_ROWS = 1000  # CORL's max_episode_steps, the same for every task
+
+
+def normalize_obs(transitions: Transitions) -> Transitions:
+    """Return the transitions with (s - mean) / (std + 1e-3) for `obs` and `next_obs`; moments over `obs` only."""
+    stats = transitions.stats()
+    mean, scale = stats["obs_mean"], stats["obs_std"] + _STD_FLOOR
+    return replace(
+        transitions,
+        obs=(transitions.obs - mean) / scale,
+        next_obs=(transitions.next_obs - mean) / scale,
+        identity=transitions.identity.extended("normalize_obs"),
+    )
+
+
+def transform_reward(transitions: Transitions, name: str) -> Transitions:
+    """Return the transitions with their rewards changed: one of REWARD_TRANSFORMS by name."""
+    if name not in REWARD_TRANSFORMS:
+        near = difflib.get_close_matches(name, REWARD_TRANSFORMS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(REWARD_TRANSFORMS)}"
+        raise DataError(f"unknown reward transform {name!r}; {hint}")
+    if name == "none":
+        return transitions
+    reward = REWARD_TRANSFORMS[name](transitions)
+    return replace(transitions, reward=reward, identity=transitions.identity.extended(f"reward={name}"))
+
+
+def return_range(reward: Tensor, last_rows: Tensor) -> tuple[float, float]:
+    """Return the least and greatest return of the pieces ending at `last_rows`; rows after the last are left out."""
+    sums = torch.cumsum(reward.double(), dim=0)[last_rows]
+    returns = torch.diff(sums, prepend=sums.new_zeros(1))
+    if returns.numel() == 0:
+        raise DataError("no piece of the data is complete, so returns have no range; use reward=none")
+    return float(returns.min()), float(returns.max())
+
+
+def split_by_discontinuity(obs: Tensor, next_obs: Tensor, terminated: Tensor, tolerance: float = 1e-6) -> Tensor:
+    """Return the last rows [P] of the pieces the official IQL code cuts.
+
+    A piece ends where the episode terminated, where the next row's observation is not this row's successor, and at the
+    last row.
+    """
+    jump = torch.linalg.vector_norm(obs[1:] - next_obs[:-1], dim=1) > tolerance
+    ends = torch.cat([jump | terminated[:-1].bool(), torch.ones(1, dtype=torch.bool)])
+    return torch.nonzero(ends).squeeze(1)
+
+
+def split_by_count(terminated: Tensor, max_rows: int = _CORL_MAX_ROWS) -> Tensor:
+    """Return the last rows [P] of the pieces CORL cuts: at a termination or after `max_rows` rows; the tail is open."""
+    row = torch.arange(len(terminated))
+    after_end = torch.cat([torch.zeros(1, dtype=torch.bool), terminated[:-1].bool()])
+    run_start = torch.cummax(torch.where(after_end, row, 0), dim=0).values
+    return torch.nonzero(terminated.bool() | ((row - run_start + 1) % max_rows == 0)).squeeze(1)
+
+
+def return_scale(least: float, greatest: float) -> float:
+    """Return 1000 / (greatest - least), the factor of the locomotion rewards."""
+    if not greatest > least:
+        raise DataError(f"all pieces of the data have the return {least:g}, a range of 0; use reward=none")
+    return _SPAN / (greatest - least)
+
+
+def _range1000(transitions: Transitions) -> Tensor:
+    # official IQL finds episodes by discontinuity (split_by_discontinuity); here they are known
+    returns = transitions.episode_returns()
+    return transitions.reward * return_scale(float(returns.min()), float(returns.max()))
+
+
+def _range1000_corl(transitions: Transitions) -> Tensor:
+    ends = split_by_count(transitions.terminated)
+    return transitions.reward * return_scale(*return_range(transitions.reward, ends))
+
+
+REWARD_TRANSFORMS: dict[str, Callable[[Transitions], Tensor]] = {
+    "none": lambda transitions: transitions.reward,
+    "range1000": _range1000,
+    "range1000_corl": _range1000_corl,
+    "minus_one": lambda transitions: transitions.reward - 1.0,  # AntMaze
+}

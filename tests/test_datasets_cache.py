@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from offon.datasets import cache
+from offon.datasets.episodes import Reading
+from offon.datasets.load import load, sha256_of
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFON_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "packed"
+
+
+def write(path, n=50, cost=False, next_obs=True):
+    generator = np.random.default_rng(0)
+    data = {
+        "obs": generator.normal(size=(n, 3)),
+        "action": generator.uniform(-1, 1, (n, 2)),
+        "next_obs": generator.normal(size=(n, 3)),
+        "reward": generator.normal(size=n),
+        "done": np.zeros(n),
+        "truncated": np.array([(row + 1) % 10 == 0 for row in range(n)]),
+        **({"cost": np.ones(n)} if cost else {}),
+    }
+    if not next_obs:
+        del data["next_obs"]
+    np.savez(path, **data)
+    return path
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write(tmp_path / "mine.npz")
+
+
+def assert_equal(first, second):
+    assert first.identity == second.identity
+    assert torch.equal(first.pack()[0], second.pack()[0]) and torch.equal(first.starts, second.starts)
+    assert (first.cost is None) == (second.cost is None)
+    for name, value in first.stats().items():
+        assert torch.equal(value, second.stats()[name])
+
+
+def only(folder):
+    (path,) = folder.iterdir()
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"cost": True}, {"next_obs": False}])
+def test_cached_transitions_equal_the_imported_ones_to_the_bit(tmp_path, folder, options):
+    path = write(tmp_path / "a.npz", **options)
+    plain, first, second = load(path, cache=False), load(path), load(path)
+    assert only(folder).suffix == ".safetensors"
+    assert_equal(plain, first)
+    assert_equal(first, second)
+
+
+def test_the_cache_is_used_when_it_is_there(source, monkeypatch):
+    first = load(source)
+    monkeypatch.setattr("offon.datasets.load.read_columns", None)
+    assert_equal(first, load(source))
+
+
+def test_without_cache_nothing_is_read_or_written(source, folder):
+    load(source, cache=False)
+    assert not folder.exists()
+
+
+def test_other_bytes_or_another_way_of_reading_have_a_copy_of_their_own(source, folder):
+    clipped, plain = load(source, clip_actions=True), load(source)
+    assert len(list(folder.iterdir())) == 2
+    assert clipped.identity.transforms == ("clip_actions",) and plain.identity.transforms == ()
+    write(source, n=60)
+    assert load(source).size == 60 and len(list(folder.iterdir())) == 3
+
+
+def test_the_header_is_one_json_key_with_what_the_rows_are(source, folder):
+    data = load(source)
+    with safe_open(only(folder), framework="pt") as file:
+        metadata = file.metadata()
+    assert list(metadata) == ["offon"]
+    header = json.loads(metadata["offon"])
+    assert header["schema_version"] == cache.SCHEMA and header["source_sha256"] == sha256_of(source)
+    assert header["layout"]["action"] == [3, 5]
+    assert header["stats"]["obs_mean"] == data.stats()["obs_mean"].tolist()
+
+
+def test_the_same_source_gives_the_same_cache_bytes(source, folder):
+    load(source)
+    first = only(folder).read_bytes()
+    only(folder).unlink()
+    load(source)
+    assert only(folder).read_bytes() == first
+
+
+def test_writing_to_loaded_rows_leaves_the_cache_alone(source):
+    load(source)
+    data = load(source)
+    data.reward.fill_(99.0)
+    assert not (load(source).reward == 99.0).any()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99])
+def test_a_cut_copy_is_rebuilt(source, folder, part):
+    first = load(source)
+    content = only(folder).read_bytes()
+    only(folder).write_bytes(content[: int(len(content) * part)])
+    assert_equal(first, load(source))
+    assert only(folder).read_bytes() == content
+
+
+@pytest.mark.parametrize("place", [0, 9, 60, 300, -5, -1500])
+def test_a_flipped_byte_in_the_copy_is_noticed(source, folder, place):
+    first = load(source)
+    content = bytearray(only(folder).read_bytes())
+    content[place] ^= 0x41
+    only(folder).write_bytes(bytes(content))
+    assert_equal(first, load(source))
+
+
+@pytest.mark.parametrize("header", [None, "", "[]", "{}", '{"schema_version": 0}', "not json"])
+def test_a_copy_of_an_older_schema_is_rebuilt(source, folder, header):
+    first = load(source)
+    metadata = None if header is None else {"offon": header}
+    save_file({"rows": torch.zeros(2, 2), "starts": torch.zeros(1)}, only(folder), metadata=metadata)
+    assert_equal(first, load(source))
+    assert_equal(first, load(source))
+
+
+def test_a_half_written_temporary_file_is_never_taken_and_goes_when_old(source, folder):
+    path = cache.cache_path(sha256_of(source), Reading())
+    path.parent.mkdir(parents=True)
+    old, young = path.with_name(f".{path.stem}.1-a.tmp"), path.with_name(f".{path.stem}.2-b.tmp")
+    old.write_bytes(b"half")
+    young.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    load(source)
+    assert path.exists() and young.exists() and not old.exists()
+
+
+def test_a_folder_that_cannot_be_written_only_warns(source, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("OFFON_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="no packed copy kept .*OFFON_CACHE"):
+        assert load(source).size == 50
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
+def test_a_read_only_folder_only_warns(source, folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o555)
+    with pytest.warns(UserWarning, match="no packed copy kept"):
+        assert load(source).size == 50
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_only_warns_and_leaves_nothing(source, folder, monkeypatch):
+    def save_to_full_device(path, tensors, header):
+        path.symlink_to("/dev/full")
+        with open(path, "wb") as file:
+            file.write(b"x")
+
+    monkeypatch.setattr(cache, "_save", save_to_full_device)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert load(source).size == 50
+    assert list(folder.iterdir()) == []
+
+
+def load_and_sum(path):
+    torch.set_num_threads(1)
+    return float(load(path).obs.double().sum())
+
+
+@pytest.mark.slow
+def test_processes_that_write_at_once_all_get_the_data(tmp_path, folder):
+    path = write(tmp_path / "large.npz", n=20_000)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        sums = pool.map(load_and_sum, [path] * 4, chunksize=1)
+    assert len(set(sums)) == 1 and sums[0] == load_and_sum(path)
+    assert only(folder).suffix == ".safetensors"
+
+
+WRITE_FOREVER = """
+import sys
+from offon.datasets.load import load, sha256_of
+from offon.datasets import cache
+from offon.datasets.episodes import Reading
+data = load(sys.argv[1])
+print("ready", flush=True)
+while True:
+    cache.write(data.identity.sha256, Reading(), data)
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_killed_at_any_moment_leaves_a_whole_copy(tmp_path, folder):
+    path = write(tmp_path / "large.npz", n=100_000)
+    expected = load(path, cache=False)
+    for delay in (0.0, 0.011, 0.023):
+        writer = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout.readline().strip() == "ready"
+        time.sleep(delay)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        found = cache.read(expected.identity.sha256, Reading(), expected.identity)
+        assert found is not None
+        assert_equal(expected, found)
