@@ -47,7 +47,7 @@ class BC(Algorithm):
         """One step of imitation."""
         data = batch["data"]
         if isinstance(self.policy, GaussianPolicy):
-            loss = -self.policy.log_prob(data.obs, data.action).mean(-1)
+            loss = self.policy.nll(data.obs, data.action).mean(-1)
         else:
             loss = mse_loss(self.policy(data.obs), data.action)
         self.optimizer.step(loss)

@@ -59,7 +59,8 @@ class Swept(tuple):
     """The values of a config field that differs between replicas, one per replica; read it with `Method.hp`."""
 
 
-_TINY = {"batch_size": 16, "hidden_dims": (16, 16), "n_critics": 3}
+# rates tenfold, so that a chain of five states is learned in a few hundred updates
+_TINY = {"batch_size": 16, "hidden_dims": (16, 16), "n_critics": 3, "lr": 3e-3, "tau": 0.05}
 
 
 class Method(torch.nn.Module):
@@ -77,7 +78,7 @@ class Method(torch.nn.Module):
 
         @classmethod
         def tiny(cls) -> Self:
-            """A setting small enough for the contract suite: 16 wide, 3 critics, batch 16."""
+            """A setting for the contract suite, small and quick: 16 wide, 3 critics, batch 16, tenfold rates."""
             names = {entry.name for entry in fields(cls)}
             return cls(**{name: value for name, value in _TINY.items() if name in names})
 

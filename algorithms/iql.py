@@ -136,10 +136,14 @@ class IQL(Algorithm):
             v, next_v = self.value(torch.cat((data.obs, data.next_obs), 1)).squeeze(-1).chunk(2, 1)
         return loss, v, next_v
 
+    def weight(self, adv: Tensor) -> Tensor:
+        """How much each row counts in the policy's loss, [R, B] -> [R, B]; what a variant replaces."""
+        return awr_weight(adv, self.hp("temperature"), self.hp("max_weight"))
+
     def _policy_loss(self, data: Batch, adv: Tensor, noise: Noise) -> Tensor:
-        weight = awr_weight(adv, self.hp("temperature"), self.hp("max_weight"))
+        weight = self.weight(adv)
         if isinstance(self.policy, GaussianPolicy):
-            return -(weight * self.policy.log_prob(data.obs, data.action, noise)).mean(-1)
+            return (weight * self.policy.nll(data.obs, data.action, noise)).mean(-1)
         error = (self.policy(data.obs, noise) - data.action).square().sum(-1)
         return (weight * error).mean(-1)
 
@@ -148,7 +152,7 @@ class IQL(Algorithm):
         mean = self.policy(x.obs)
         if mode == "eval" or not isinstance(self.policy, GaussianPolicy):
             return mean
-        std = self.policy.log_std.clamp(*self.policy.log_std_range).exp()
+        std = self.policy.clamped_log_std().exp()
         return (mean + std * noise.normal("explore", mean.shape[-1])).clamp(-1.0, 1.0)
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def mse_loss(predicted: Tensor, action: Tensor) -> Tensor:
     """Mean over rows and action dimensions: [R, B, A] -> [R]."""
-    return (predicted - action).square().mean((-2, -1))
+    return torch.nn.functional.mse_loss(predicted, action, reduction="none").mean((-2, -1))
 
 
 def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: Tensor) -> Tensor:
-    """r + discount (1 - terminated) V(s'), [R, B], discount [R, 1]; a time limit does not cut the bootstrap."""
-    return reward + discount * (1.0 - terminated) * next_value
+    """R + discount (1 - terminated) V(s'), [R, B], discount [R, 1]; a time limit does not cut the bootstrap."""
+    return torch.addcmul(reward, discount * (1.0 - terminated), next_value)
 
 
 def critic_loss(q: Tensor, target: Tensor, reduction: str = "sum") -> Tensor:
     """Squared error of E critics [R, E, B] against [R, B]: mean over rows; sum or mean over critics. -> [R]."""
-    per_critic = (q - target[:, None]).square().mean(-1)
+    per_critic = torch.nn.functional.mse_loss(q, target[:, None].expand_as(q), reduction="none").mean(-1)
     return per_critic.sum(-1) if reduction == "sum" else per_critic.mean(-1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from offon.algorithms.noise import Noise, key_of
+from offon.algorithms.perceptron import perceptron
 
 
 def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
@@ -77,10 +78,16 @@ class MLP(torch.nn.Module):
                 scale = torch.nn.Parameter(torch.ones(*lead, 1, width))
                 self.norms.extend([scale, torch.nn.Parameter(torch.zeros(*lead, 1, width))])
 
-    def forward(self, x: Tensor, noise: Noise | None = None, members: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: Noise | None = None, members: int | None = None, frozen: bool = False
+    ) -> Tensor:
         """[R, B, in] -> [R, B, out], or [R, E, B, out] with an ensemble (then x may also be [R, E, B, in]).
 
-        `members` takes only the first so many of an ensemble; dropout is applied only where `noise` is given.
+        Args:
+            x: inputs.
+            noise: where given, dropout is applied.
+            members: only the first so many of an ensemble.
+            frozen: the parameters get no gradient (a policy's loss through its critic).
         """
         replicas, batch = x.shape[0], x.shape[-2]
         ensemble = members or self.ensemble
@@ -88,24 +95,44 @@ class MLP(torch.nn.Module):
             if x.dim() == 3:
                 x = x.unsqueeze(1).expand(-1, ensemble, -1, -1)
             x = x.reshape(replicas * ensemble, batch, x.shape[-1])
-        last = len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if members is not None:
-                weight, bias = weight[:, :members], bias[:, :members]
-            x = torch.baddbmm(bias.flatten(0, -3), x, weight.flatten(0, -3))
+        weights, biases = self._stacked(self.weights, members, frozen), self._stacked(self.biases, members, frozen)
+        if len(self.norms) or (noise is not None and self.dropout):
+            norms = self._stacked(self.norms, members, frozen)
+            x = self._layer_by_layer(x, weights, biases, norms, noise, ensemble)
+        else:
+            x = perceptron(x, weights, biases)
+        return x if ensemble is None else x.view(replicas, ensemble, batch, -1)
+
+    def _stacked(self, parameters: torch.nn.ParameterList, members: int | None, frozen: bool) -> list[Tensor]:
+        """The parameters as [R, ...] or [R * E, ...]."""
+        chosen = [p.detach() if frozen else p for p in parameters]
+        if self.ensemble is None:
+            return chosen
+        return [p[:, :members].flatten(0, 1) if members else p.flatten(0, 1) for p in chosen]
+
+    def _layer_by_layer(
+        self,
+        x: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        norms: list[Tensor],
+        noise: Noise | None,
+        ensemble: int | None,
+    ) -> Tensor:
+        """The same function with LayerNorm and dropout between the layers."""
+        last = len(weights) - 1
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
             if layer == last:
                 break
-            if len(self.norms):
-                scale, shift = self.norms[2 * layer], self.norms[2 * layer + 1]
-                if members is not None:
-                    scale, shift = scale[:, :members], shift[:, :members]
-                x = torch.nn.functional.layer_norm(x, x.shape[-1:]) * scale.flatten(0, -3) + shift.flatten(0, -3)
+            if norms:
+                x = torch.nn.functional.layer_norm(x, x.shape[-1:]) * norms[2 * layer] + norms[2 * layer + 1]
             x = torch.relu_(x)
             if noise is not None and self.dropout:
-                shape = (batch, x.shape[-1]) if ensemble is None else (ensemble, batch, x.shape[-1])
-                keep = noise.keep(f"{self.name}/dropout{layer}", 1.0 - self.dropout, *shape)
+                rows = () if ensemble is None else (ensemble,)
+                keep = noise.keep(f"{self.name}/dropout{layer}", 1.0 - self.dropout, *rows, *x.shape[1:])
                 x = x * (keep.view(x.shape) / (1.0 - self.dropout))
-        return x if ensemble is None else x.view(replicas, ensemble, batch, -1)
+        return x
 
 
 class Adam(torch.nn.Module):
@@ -137,18 +164,20 @@ class Adam(torch.nn.Module):
         for index, parameter in enumerate(self._params):
             self.register_buffer(f"exp_avg_{index}", torch.zeros_like(parameter, requires_grad=False))
             self.register_buffer(f"exp_avg_sq_{index}", torch.zeros_like(parameter, requires_grad=False))
+        self.register_buffer("_ones", torch.ones(self._params[0].shape[0]), persistent=False)
+        self.register_buffer("_half_lr", torch.tensor(0.5 * self.lr), persistent=False)
         self.register_buffer("count", torch.zeros(()))  # float32: exact up to 2^24 updates, what the fused kernel takes
 
     def step(self, loss: Tensor) -> None:
         """One update on `loss` [R]: its sum over replicas is differentiated, so replicas stay independent."""
-        grads = list(torch.autograd.grad(loss.sum(), self._params))
+        grads = list(torch.autograd.grad(loss, self._params, self._ones))
         with torch.no_grad():
             if self.max_grad_norm is not None:
                 self._clip(grads)
             lr: float | Tensor = self.lr
             if self.cosine_updates is not None:
                 progress = (self.count * (math.pi / self.cosine_updates)).clamp_(max=math.pi)
-                lr = torch.cos(progress).add_(1.0).mul_(0.5 * self.lr)
+                lr = torch.addcmul(self._half_lr, self._half_lr, torch.cos(progress))
             self.count.add_(1.0)
             count = len(self._params)
             torch._fused_adam_(
@@ -175,6 +204,8 @@ class Adam(torch.nn.Module):
 
 
 def ema_(target: torch.nn.Module, online: torch.nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau online, in place."""
+    """Target <- (1 - tau) target + tau online, in place."""
+    if not isinstance(tau, int | float):
+        raise TypeError(f"expected one rate of the average for all replicas, got {tau!r}: sweep it with a comma list")
     with torch.no_grad():
         torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)

@@ -50,6 +50,12 @@ def _to_integers(bits: Tensor, high: int | Tensor) -> Tensor:
     return (((bits >> 33) & 0x7FFFFFFF) * high) >> 31
 
 
+def _mark_drawn(drawn: set[str], name: str, turn: str) -> None:
+    if name in drawn:
+        raise ValueError(f"noise {name!r} was drawn twice in one {turn}: give each draw a name of its own")
+    drawn.add(name)
+
+
 class _Draws:
     """The four kinds of draw, on top of `_draw(kind, name, shape, convert)`."""
 
@@ -66,7 +72,8 @@ class _Draws:
 
     def integers(self, name: str, high: int | Tensor, *shape: int) -> Tensor:
         """Integers in [0, high), int64; `high` may be a device tensor (a growing replay) and must be below 2^31."""
-        return self._draw("integers", name, shape, lambda bits: _to_integers(bits, high))
+        kind = "integers" if isinstance(high, Tensor) else f"integers{high}"  # the same name may get another bound
+        return self._draw(kind, name, shape, lambda bits: _to_integers(bits, high))
 
     def keep(self, name: str, p: float, *shape: int) -> Tensor:
         """A 0/1 float32 mask whose entries are 1 with probability `p` (not rescaled)."""
@@ -118,9 +125,7 @@ class Noise(_Draws):
         return self._keys[name]
 
     def _draw(self, kind: str, name: str, shape: tuple[int, ...], convert: Callable[[Tensor], Tensor]) -> Tensor:
-        if name in self._drawn:
-            raise ValueError(f"noise {name!r} was drawn twice in one update: give each draw a name of its own")
-        self._drawn.add(name)
+        _mark_drawn(self._drawn, name, "update")
         slot_key = (kind, name, shape)
         entry = self._buffers.get(slot_key)
         if entry is not None:
@@ -156,8 +161,10 @@ class ActNoise(_Draws):
         self._seeds, self._phase = tuple(seeds), phase
         self._episodes = _mix(episode_seeds * _GAMMA)
         self._t = t
+        self._drawn: set[str] = set()
 
     def _draw(self, kind: str, name: str, shape: tuple[int, ...], convert: Callable[[Tensor], Tensor]) -> Tensor:
+        _mark_drawn(self._drawn, name, "step")
         device = self._episodes.device
         keys = torch.tensor([key_of(seed, self._phase, name) for seed in self._seeds], dtype=torch.int64, device=device)
         base = _mix(keys[:, None] ^ self._episodes)  # [R, N]

@@ -43,12 +43,16 @@ class GaussianPolicy(MLP):
         """The mean, [R, B, A]."""
         return torch.tanh(super().forward(x, noise))
 
-    def log_prob(self, x: Tensor, action: Tensor, noise: Noise | None = None) -> Tensor:
-        """log N(action; mean(x), std), summed over action dimensions: [R, B]."""
-        return gaussian_log_prob(self(x, noise), self.log_std.clamp(*self.log_std_range), action)
+    def nll(self, x: Tensor, action: Tensor, noise: Noise | None = None) -> Tensor:
+        """Return -log N(action; mean(x), std), summed over action dimensions: [R, B]."""
+        return gaussian_nll(self(x, noise), self.clamped_log_std(), action)
+
+    def clamped_log_std(self) -> Tensor:
+        """The log-std as it is used, [R, 1, A]; hardtanh is a clamp whose gradient is one operation, not five."""
+        return torch.nn.functional.hardtanh(self.log_std, *self.log_std_range)
 
 
-def gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
-    """Log density of a diagonal Gaussian, [..., A] -> [...]."""
-    standardised = (action - mean) * torch.exp(-log_std)
-    return (-0.5 * standardised.square() - log_std).sum(-1) - 0.5 * math.log(2 * math.pi) * action.shape[-1]
+def gaussian_nll(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    """Negative log density of a diagonal Gaussian, [..., A] -> [...]."""
+    squares = torch.nn.functional.mse_loss(mean, action, reduction="none") * torch.exp(-2.0 * log_std)
+    return torch.add(log_std, squares, alpha=0.5).sum(-1) + 0.5 * math.log(2 * math.pi) * action.shape[-1]

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +38,7 @@ def register(name: str, protocols: tuple[str, ...], version: int = 1) -> Callabl
     def enter(method: _M) -> _M:
         if not name.isidentifier() or name != name.lower():
             raise AlgorithmError(f"expected a snake_case name, got {name!r}")
-        if not is_dataclass(method.Config):
+        if "__dataclass_fields__" not in vars(method.Config):  # inherited ones do not hold the new settings
             raise AlgorithmError(f"{name}: Config must be a frozen dataclass; add @dataclass(frozen=True)")
         unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
         if unknown or not protocols:
@@ -56,11 +55,22 @@ def register(name: str, protocols: tuple[str, ...], version: int = 1) -> Callabl
 
 def load_all() -> dict[str, type[Method]]:
     """All methods that can be found without a path, by name."""
+    _load_package()
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist else entry.value
+            raise AlgorithmError(
+                f"the algorithm {entry.name!r} of the installed package {package!r} could not be loaded: "
+                f"{type(error).__name__}: {error}; mend or uninstall that package"
+            ) from error
+    return dict(sorted(_METHODS.items()))
+
+
+def _load_package() -> None:
     for stem in _PACKAGE_FILES:
         importlib.import_module(f"offon.algorithms.{stem}")
-    for entry in entry_points(group=ENTRY_POINTS):
-        entry.load()
-    return dict(sorted(_METHODS.items()))
 
 
 def load_file(path: str | Path) -> str:
@@ -69,6 +79,7 @@ def load_file(path: str | Path) -> str:
     Raises:
         AlgorithmError: if the file is missing, fails to import or registers nothing.
     """
+    _load_package()  # first, so that a plug-in cannot take their names
     path = Path(path).resolve()
     if not path.is_file():
         raise AlgorithmError(f"no algorithm file at {path}; `offon new algorithm NAME` writes one to start from")
@@ -84,6 +95,8 @@ def load_file(path: str | Path) -> str:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[module_name]
+            for name in [name for name, method in _METHODS.items() if method.__module__ == module_name]:
+                del _METHODS[name]
             raise AlgorithmError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
     names = [name for name, method in _METHODS.items() if method.__module__ == module_name]
     if not names:
@@ -103,7 +116,7 @@ def get(name: str) -> type[Method]:
     methods = _METHODS if name in _METHODS else load_all()
     if name not in methods:
         near = difflib.get_close_matches(name, methods, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise AlgorithmError(f"no algorithm named {name!r}{hint} Known: {', '.join(methods)}, or a path to a .py file")
     return methods[name]
 

@@ -81,7 +81,7 @@ class TD3BC(Algorithm):
 
     def _update_policy(self, data: Batch) -> None:
         policy_action = self.policy(data.obs)
-        q = self.critic(torch.cat((data.obs, policy_action), -1), members=1)[:, 0].squeeze(-1)  # Q1 alone
+        q = self.critic(torch.cat((data.obs, policy_action), -1), members=1, frozen=True)[:, 0].squeeze(-1)  # Q1 alone
         loss = actor_loss(q, policy_action, data.action, self.hp("alpha"))
         self.policy_optimizer.step(loss)
         ema_(self.target_critic, self.critic, self.config.tau)

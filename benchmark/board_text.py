@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LEFT = ("algorithm", "status")
 COUNTS = ("seeds", "episodes", "rank", "seeds_expected")
-KINDS = {"task": "Tasks", "suite": "Suites", "published": "Published by others, not ranked here"}
 HEADINGS = ("#", "algorithm", "IQM [95 %]", "mean ± std", "median", "oracle best", "vs. behaviour", "seeds", "status")
 NARROW = ("#", "algorithm", "IQM [95 %]", "vs. behaviour", "seeds", "status")  # fits 80 columns
 READING = (
@@ -139,15 +138,18 @@ def section_title(kind: str, name: str, rows: Sequence[dict[str, Any]]) -> str:
     if kind == "suite":
         return f"Suite {name}"
     if kind == "published":
-        return f"{name}: {KINDS['published'].lower()}"
+        return f"{name}: published by others, not ranked here"
     behaviour = cell_text("behaviour_score", rows[0]["behaviour_score"])
     unit = ", raw returns" if rows[0]["score_kind"] == "raw" else ""
     return f"{name}{unit}" + (f" (behaviour {float(behaviour):.2f})" if behaviour else "")
 
 
 def _sections(table: pd.DataFrame) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    """Rows by table, with headings; a suite of one task would only repeat that task's table."""
     sections: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table.to_dict("records"):
+        if row["kind"] == "suite" and row["notes"].split(";")[0] == "1 task":
+            continue
         sections.setdefault((row["kind"], row["task"]), []).append({str(key): value for key, value in row.items()})
     return [((kind, section_title(kind, name, rows)), rows) for (kind, name), rows in sections.items()]
 

@@ -63,7 +63,7 @@ class Cell:
         """Mean score over the final episodes of each finished seed: [seeds]; empty when only trained."""
         if self.score_kind == "none" or not self.records:
             return np.empty(0)
-        return self.scale(np.array([np.mean(self.records[seed].returns) for seed in self.seeds]))
+        return self.scale(np.array([np.mean(np.asarray(self.records[seed].returns)) for seed in self.seeds]))
 
     @cached_property
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ class Cell:
         """Score of the policy that logged the data; nan if unknown."""
         value = self.report.get("behaviour_return")
         known = value is not None and self.score_kind in ("score", "raw")
-        return float(self.scale(np.float64(value))) if known else float("nan")
+        return float(self.scale(np.asarray(value, dtype=np.float64))) if known else float("nan")
 
     @property
     def revisions(self) -> list[str]:
@@ -167,10 +167,10 @@ def incidents(cells: Iterable[Cell], scan: Scan) -> list[Incident]:
         ]
     by_id = {cell.cell_id: cell for cell in cells}
     for broken in sorted(scan.broken, key=lambda broken: str(broken.path)):
-        cell_id, seed = _cell_and_seed(broken.path) or ("", None)
-        cell_or_none = by_id.get(cell_id)
-        task, name = (cell_or_none.task, cell_or_none.name) if cell_or_none else ("?", "?")
-        found.append(Incident("broken", task, name, () if seed is None else (seed,), _broken_reason(broken)))
+        place = _cell_and_seed(broken.path)
+        owner = by_id.get(place[0]) if place else None
+        task, name = (owner.task, owner.name) if owner else ("?", "?")
+        found.append(Incident("broken", task, name, (place[1],) if place else (), _broken_reason(broken)))
     return found
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from offon.envs import BatchEnv, EnvError, make
 from offon.envs.pipeline import DELAY, HISTORY
-from torch import Tensor
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed date: equal arrays give equal bytes
 

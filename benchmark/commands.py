@@ -158,8 +158,9 @@ def leaderboard(results: Path, out: Path, check_only: bool) -> int:
             print(line, file=sys.stderr)
         print(f"{out}: {'agrees with' if not disagreements else 'does not agree with'} the records in {results}")
         return 1 if disagreements else 0
-    board = write_board(scan(results), out)
-    print_table(board)
+    table, summary = write_board(scan(results), out)
+    print_table(table)
+    print(summary)
     print(f"wrote {out / 'index.html'}, leaderboard.csv, leaderboard.md and plots/")
     return 0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -111,9 +113,7 @@ def profiles(suites: dict[str, list[Contestant]], looks: Looks, seed: int, min_s
         taus = np.linspace(low - 0.03 * (high - low) - 0.5, high + 0.03 * (high - low) + 0.5, 121)
         for member, scores in zip(members, matrices, strict=True):
             look = looks[member.name]
-            found = statistics.estimate(
-                scores, lambda draws, taus=taus: statistics.performance_profile(draws, taus), seed
-            )
+            found = statistics.estimate(scores, partial(statistics.performance_profile, taus=taus), seed)
             axes.plot(taus, found.point, look.line, color=look.colour, linewidth=1.5, drawstyle="steps-pre")
             axes.fill_between(taus, found.low, found.high, color=look.colour, alpha=0.12, linewidth=0, step="pre")
         axes.set_title(_suite_title(suite, members))
@@ -221,7 +221,7 @@ def _legend(figure: Figure, looks: Looks, states: Mapping[str, str], marker: boo
     handles = []
     for name, state in sorted(states.items()):
         look = looks[name]
-        kind = {"marker": look.marker, "linestyle": ""} if marker else {"linestyle": look.line}
+        kind: dict[str, Any] = {"marker": look.marker, "linestyle": ""} if marker else {"linestyle": look.line}
         handles.append(Line2D([], [], color=look.colour, label=_label(look, state), **kind))
     if behaviour:
         handles.append(Line2D([], [], color="0.35", linewidth=1, linestyle=(0, (4, 3)), label="behaviour"))

@@ -16,15 +16,16 @@ import numpy as np
 import pandas as pd
 
 from offon.benchmark import statistics
-from offon.benchmark.board_text import COUNTS, csv_text, markdown, summary
+from offon.benchmark.board_text import COUNTS, csv_text, markdown, print_table, summary
 from offon.benchmark.cells import MIN_SEEDS, PUBLISHED_SEEDS, Cell, LeaderboardError, group_cells, incidents
 from offon.benchmark.files import write_bytes
-from offon.benchmark.page import page, rows_of_page
+from offon.benchmark.page import page, row_texts, rows_of_page
 from offon.benchmark.plots import PLOT_NAMES, draw_board
 from offon.benchmark.published import published_rows
 from offon.benchmark.records import Scan, scan
 from offon.benchmark.suites import Contestant, contestants
 
+__all__ = ["COLUMNS", "LeaderboardError", "build_table", "check_board", "print_table", "write_board"]
 COLUMNS = (
     *("task", "algorithm", "config_id", "seeds", "episodes", "iqm", "ci_low", "ci_high", "mean", "std", "median"),
     *("oracle_best", "behaviour_score", "delta_to_behaviour", "status", "run_ids"),
@@ -34,7 +35,8 @@ COLUMNS = (
 
 def build_table(cells: list[Cell], seed: int = 0, min_seeds: int = MIN_SEEDS) -> pd.DataFrame:
     """All rows with full precision, best first within a task; `kind` is task, suite or published."""
-    rows = [_task_row(cell, seed, min_seeds) for cell in cells]
+    budgets = _unequal_budgets(cells)
+    rows = [_task_row(cell, seed, min_seeds, budgets.get(cell.cell_id)) for cell in cells]
     rows += [_suite_row(contestant, seed, min_seeds) for contestant in contestants(cells)]
     for row in rows:
         row["rank"] = _rank(row, rows)
@@ -79,19 +81,33 @@ def check_board(out_runs: Path, board_dir: Path, seed: int = 0, min_seeds: int =
     problems = [f"{name}: expected in {board_dir}, not found" for name in names if not (board_dir / name).is_file()]
     if problems:
         return problems
-    for name, text in expected.items():
-        problems += _first_difference(name, text, (board_dir / name).read_text(encoding="utf-8"))
-    rows = list(csv.DictReader(io.StringIO((board_dir / "leaderboard.csv").read_text(encoding="utf-8"))))
-    shown = rows_of_page((board_dir / "index.html").read_text(encoding="utf-8"))
+    found = {name: (board_dir / name).read_text(encoding="utf-8") for name in names}
+    return [
+        *(problem for name, text in expected.items() for problem in _first_difference(name, text, found[name])),
+        *_page_against_csv(found["index.html"], found["leaderboard.csv"]),
+        *_page_against_table(found["index.html"], table),
+    ]
+
+
+def _page_against_csv(page_text: str, csv_text: str) -> list[str]:
+    rows, shown = list(csv.DictReader(io.StringIO(csv_text))), rows_of_page(page_text)
     if len(shown) != len(rows):
-        problems.append(f"index.html: expected {len(rows)} rows as in leaderboard.csv, found {len(shown)}")
-    for row, cells_shown in zip(rows, shown, strict=False):
-        where = f"index.html, {row['task']} {row['algorithm']}"
-        wrong = {column: value for column, value in cells_shown.items() if row.get(column) != value}
-        problems += [
-            f"{where}: {column} is {value}, leaderboard.csv says {row.get(column)}" for column, value in wrong.items()
-        ]
-    return problems
+        return [f"index.html: expected {len(rows)} rows as in leaderboard.csv, found {len(shown)}"]
+    return [
+        f"index.html: {row['task']}, {row['algorithm']}: {column} is {value}, leaderboard.csv says {row.get(column)}"
+        for row, values in zip(rows, shown, strict=True)
+        for column, value in values.items()
+        if row.get(column) != value
+    ]
+
+
+def _page_against_table(page_text: str, table: pd.DataFrame) -> list[str]:
+    rows = zip(table["task"], table["algorithm"], row_texts(table), strict=True)
+    return [
+        f"index.html: {task}, {algorithm}: the row is not the one of the records; write the board again"
+        for task, algorithm, text in rows
+        if text not in page_text
+    ]
 
 
 def _cells_and_table(scan: Scan, seed: int, min_seeds: int) -> tuple[list[Cell], pd.DataFrame]:
@@ -105,11 +121,20 @@ def _cells_and_table(scan: Scan, seed: int, min_seeds: int) -> tuple[list[Cell],
     return cells, build_table(cells, seed, min_seeds)
 
 
-def _task_row(cell: Cell, seed: int, min_seeds: int) -> dict[str, Any]:
+def _unequal_budgets(cells: Iterable[Cell]) -> dict[str, str]:
+    """Updates of each cell, for the tasks on which not all cells trained equally long."""
+    tasks: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        updates = (cell.identity.get("protocol") or {}).get("updates") or {}
+        budget = " + ".join(f"{count:,} {phase}" for phase, count in updates.items())
+        tasks.setdefault(cell.task, {})[cell.cell_id] = f"{budget} updates"
+    return {cell_id: text for task in tasks.values() if len(set(task.values())) > 1 for cell_id, text in task.items()}
+
+
+def _task_row(cell: Cell, seed: int, min_seeds: int, budget: str | None) -> dict[str, Any]:
     scores = cell.scores[:, None] if cell.scores.size else None
     curve = cell.curve[1]
     kind = cell.score_kind
-    final = [len(record.returns) for record in cell.records.values() if record.returns is not None]
     return {
         "kind": "task",
         "task": cell.task,
@@ -117,14 +142,14 @@ def _task_row(cell: Cell, seed: int, min_seeds: int) -> dict[str, Any]:
         "config_id": cell.cell_id,
         "seeds": len(cell.records),
         "seeds_expected": cell.expected,
-        "episodes": min(final, default=0) if kind != "none" else 0,
+        "episodes": _episodes([cell]),
         **_aggregates(scores, np.array([[cell.behaviour_score]]), seed, kind),
         "oracle_best": float(curve.max(axis=1).mean()) if curve.size else np.nan,
         "status": cell.status(min_seeds),
         "score_kind": kind,
         "revision_mixed": len(cell.revisions) > 1,
         "run_ids": _run_ids([cell]),
-        "notes": "; ".join(_notes(cell, min_seeds)),
+        "notes": "; ".join([*([budget] if budget else []), *_notes(cell, min_seeds)]),
     }
 
 
@@ -133,7 +158,6 @@ def _suite_row(contestant: Contestant, seed: int, min_seeds: int) -> dict[str, A
     scores = contestant.scores
     complete = scores is not None
     behaviour = np.array([[cell.behaviour_score if complete else np.nan for cell in members]])
-    episodes = [len(record.returns) for cell in members for record in cell.records.values()]  # type: ignore[arg-type]
     oracle = [cell.curve[1].max(axis=1).mean() if cell.curve[1].size else np.nan for cell in members]
     revisions = {revision for cell in members for revision in cell.revisions}
     configs = [cell.identity.get("config") for cell in members]
@@ -146,7 +170,7 @@ def _suite_row(contestant: Contestant, seed: int, min_seeds: int) -> dict[str, A
         "config_id": " ".join(cell.cell_id for cell in members),
         "seeds": len(contestant.seeds),
         "seeds_expected": max(cell.expected for cell in members),
-        "episodes": min(episodes, default=0) if complete else 0,
+        "episodes": _episodes(members) if complete else 0,
         **_aggregates(scores, behaviour, seed, "score"),
         "oracle_best": float(np.mean(oracle)) if complete else np.nan,
         "status": contestant.status(min_seeds),
@@ -228,6 +252,12 @@ def _strength(row: dict[str, Any]) -> tuple[int, float]:
         return 0, row["rank"]
     shown = row["mean"] if row["kind"] == "published" else row["iqm"]
     return (2, 0.0) if shown is None or np.isnan(shown) else (1, -shown)
+
+
+def _episodes(cells: Iterable[Cell]) -> int:
+    """Final episodes per seed and task."""
+    found = [record.returns for cell in cells for record in cell.records.values()]
+    return min((len(returns) for returns in found if returns is not None), default=0)
 
 
 def _run_ids(cells: Iterable[Cell]) -> str:

@@ -69,6 +69,12 @@ def page(table: pd.DataFrame, cells: Sequence[Cell], events: Sequence[Incident],
     return template.replace("<!-- board -->", "\n".join(part for part in body if part))
 
 
+def row_texts(table: pd.DataFrame) -> list[str]:
+    """Every row as the page of this table has it."""
+    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    return [_row(row, PUBLISHED_SHOWN if row["kind"] == "published" else SHOWN) for row in rows]
+
+
 def rows_of_page(text: str) -> list[dict[str, str]]:
     """The rows that a page shows, in its order: column -> value as in the CSV."""
     reader = _RowReader()

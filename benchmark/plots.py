@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,7 +37,7 @@ CAPTIONS = {
     "compute": "IQM with its 95 % interval against the median CPU seconds per seed, training and evaluation together, "
     "on the machines that ran it.",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "offon",  # the ids inside an SVG are random without it
     "font.size": 9,
     "axes.spines.top": False,

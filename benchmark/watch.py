@@ -29,7 +29,7 @@ class ContractError(AssertionError):
 class OperationCount(TorchDispatchMode):
     """Counts operations by name; views are free, a fused optimiser step is one."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # noqa: D107
         super().__init__()
         self.by_name: Counter[str] = Counter()
 

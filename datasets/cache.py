@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
 from offon.datasets.episodes import Reading
 from offon.datasets.locate import cache_folder
 from offon.datasets.transitions import PACKED_COLUMNS, DataIdentity, Transitions, unpack
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 SCHEMA = 1  # raise it when a reader or the layout changes: older files are then rebuilt
 _ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+
 from offon.datasets.errors import DataError
 from offon.datasets.readers import Columns
 from offon.datasets.transitions import DataIdentity, Transitions

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from numpy.typing import ArrayLike
+
 from offon.datasets import cache as packed_cache
 from offon.datasets.catalogue import DATASETS, Dataset, dataset, with_sha256
 from offon.datasets.episodes import Reading, action_bounds, to_transitions

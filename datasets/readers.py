@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from offon.datasets.errors import DataError
 
 # column -> the keys it is known by; where a file has several, the first here is taken

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+
 from offon.datasets.errors import DataError
 from offon.datasets.transitions import Transitions
-from torch import Tensor
 
 _STD_FLOOR = 1e-3  # added to the std, as in CORL: a constant entry becomes 0
 _SPAN = 1000.0  # what the range of returns is scaled to

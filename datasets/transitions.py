@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from offon.datasets.errors import DataError
 from torch import Tensor
+
+from offon.datasets.errors import DataError
 
 VECTOR_COLUMNS = ("obs", "action", "next_obs", "next_action")  # the others are one number per row
 PACKED_COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")

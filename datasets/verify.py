@@ -20,26 +20,26 @@ _TOLERANCE = 1e-5  # relative; published means are float32 sums
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a report; `ok` is None where nothing is known to compare with."""
+    """One line of a report; where `expected` is "not known" there is nothing to compare with and all is well."""
 
     check: str
     expected: str
     found: str
-    ok: bool | None
+    ok: bool
 
 
 @dataclass(frozen=True)
 class Report:
-    """The checks of one file."""
+    """The checks of one file, as rows."""
 
     name: str
     path: Path
-    checks: tuple[Check, ...]
+    rows: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
         """Whether no check failed."""
-        return all(check.ok is not False for check in self.checks)
+        return all(row.ok for row in self.rows)
 
 
 def verify(name_or_path: str | Path, file: str | Path | None = None) -> Report:
@@ -58,7 +58,7 @@ def verify(name_or_path: str | Path, file: str | Path | None = None) -> Report:
 
 
 def describe(name_or_path: str | Path) -> dict[str, object]:
-    """Return what is known of a data set and where its file is; for a file of one's own, its keys and statistics."""
+    """Return what is known of a data set and where its file is, as plain JSON; for other files, keys and statistics."""
     if str(name_or_path) in DATASETS:
         known = DATASETS[str(name_or_path)]
         try:
@@ -72,7 +72,7 @@ def describe(name_or_path: str | Path) -> dict[str, object]:
         return _facts(by_hash, path, None)
     columns, transitions = _read(path, None, sha256)
     return {
-        **{"name": f"own/{path.stem}", "status": "own", "sha256": sha256, "path": path},
+        **{"name": f"own/{path.stem}", "status": "own", "sha256": sha256, "path": str(path)},
         **{"keys": describe_file(path), "notes": columns.notes, "statistics": statistics(columns, transitions)},
     }
 
@@ -98,7 +98,8 @@ def statistics(columns: Columns, transitions: Transitions) -> dict[str, float]:
 
 
 def _facts(known: Dataset, path: Path | None, missing: str | None) -> dict[str, object]:
-    return {**{field.name: getattr(known, field.name) for field in fields(known)}, "path": path, "missing": missing}
+    facts = {field.name: getattr(known, field.name) for field in fields(known)}
+    return {**facts, "path": None if path is None else str(path), "missing": missing}
 
 
 def _read(path: Path, known: Dataset | None, sha256: str) -> tuple[Columns, Transitions]:
@@ -121,7 +122,7 @@ def _hash_checks(known: Dataset | None, path: Path, sha256: str) -> Iterator[Che
         found = md5_of(path)
         yield Check("md5", known.md5, found, found == known.md5)
     expected = known.sha256 if known else None
-    yield Check("sha256", expected or "not known", sha256, None if expected is None else sha256 == expected)
+    yield Check("sha256", expected or "not known", sha256, expected in (None, sha256))
     if known is not None and sha256 in known.stale:
         yield Check("current", "the published file", known.stale[sha256], False)
 
@@ -129,5 +130,5 @@ def _hash_checks(known: Dataset | None, path: Path, sha256: str) -> Iterator[Che
 def _statistics_checks(golden: Mapping[str, float], found: Mapping[str, float]) -> Iterator[Check]:
     for name, value in found.items():
         expected = golden.get(name)
-        ok = None if expected is None else math.isclose(value, expected, rel_tol=_TOLERANCE, abs_tol=1e-6)
+        ok = expected is None or math.isclose(value, expected, rel_tol=_TOLERANCE, abs_tol=1e-6)
         yield Check(name, "not known" if expected is None else f"{expected:.10g}", f"{value:.10g}", ok)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+
 from offon.envs.base import BatchEnv, EnvError, EnvSpec, StepResult
 
 __all__ = ["ENV_IDS", "BatchEnv", "EnvError", "EnvSpec", "StepResult", "env_spec", "make"]

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from offon.envs.base import BatchEnv, EnvSpec, StepResult
 from torch import Tensor
+
+from offon.envs.base import BatchEnv, EnvSpec, StepResult
 
 HORIZON = 100
 DAMPER = 4.0  # each of the three

@@ -12,8 +12,9 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from offon.envs.base import BatchEnv, EnvError, EnvSpec, StepResult
 from torch import Tensor
+
+from offon.envs.base import BatchEnv, EnvError, EnvSpec, StepResult
 
 _SUPPORTED = "OffOn supports Box observations that are vectors and Box actions that are vectors with finite bounds"
 _MUJOCO_EXTRA = 'pip install "offon[mujoco]"'

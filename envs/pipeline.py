@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from offon.envs.base import BatchEnv, EnvSpec, StepResult
 from torch import Tensor
+
+from offon.envs.base import BatchEnv, EnvSpec, StepResult
 
 HORIZON = 1000
 DELAY = 19  # a line of 100 // 5 = 20 cells; the new value enters before the oldest is read

@@ -7,6 +7,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
+
 from offon.benchmark.collect import BEHAVIOURS, RECIPES, collect, collect_recipe, write_npz
 from offon.envs import EnvError, env_spec, make
 

@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+
 from offon.datasets.errors import DataError
 from offon.datasets.load import load
 from offon.datasets.readers import describe_file, read_columns

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from offon.datasets.errors import DataError
 from offon.datasets.transforms import (
     REWARD_TRANSFORMS,

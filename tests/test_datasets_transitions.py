@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from offon.datasets.errors import DataError
 from offon.datasets.transitions import PACKED_COLUMNS, Batch, DataIdentity, Transitions, unpack, validate
 

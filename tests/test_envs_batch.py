@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from offon.envs import ENV_IDS, EnvError, env_spec, make
 from offon.envs.dmsd import draw_episode as draw_dmsd
 from offon.envs.pipeline import draw_episode as draw_pipeline

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+
 from offon.envs import EnvError, env_spec, make
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from offon.envs import make
 
 # Recorded from the original, seed 201; the first observations of seeds 200 to 203 and their last targets.

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from offon.benchmark import statistics as st
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from offon.benchmark.records import Planned, Scan, identity, scan, write_record
 
 REFERENCE = {"neorl2/DMSD": (30.6, 849.51, 494.453), "neorl2/Pipeline": (-296.0, 751.0, 429.007)}
@@ -42,7 +43,9 @@ def make_report(task: str, raw=False) -> dict:
     }
 
 
-def add(out: Path, seed: int, mean=60.0, failed=None, raw=False, revision="0a1b2c3d", seeds=None, **cell_options) -> Path:
+def add(
+    out: Path, seed: int, mean=60.0, failed=None, raw=False, revision="0a1b2c3d", points=10, **cell_options
+) -> Path:
     """Writes one record whose final score is about `mean`."""
     cell = make_cell(**cell_options)
     report = make_report(cell["task"]["name"], raw=raw)
@@ -63,7 +66,7 @@ def add(out: Path, seed: int, mean=60.0, failed=None, raw=False, revision="0a1b2
         "failure": {"reason": failed, "first_update": 950, "last_update": 1000} if failed else None,
         "run": {
             "run_id": f"run-{identity(cell)[:6]}-{seed // 5}",
-            "seeds": seeds or [seed],
+            "seeds": [seed],
             "replicas": 5,
             "device": "cpu",
             "matmul": "onednn",
@@ -81,7 +84,7 @@ def add(out: Path, seed: int, mean=60.0, failed=None, raw=False, revision="0a1b2
     }
     curves = {"metric_updates": updates, "metric/loss": np.exp(-np.arange(10.0)).astype(np.float32)}
     if cell["env"] is not None:
-        curves |= {"eval_updates": updates, "eval_returns": low + progress * (high - low) / 100}
+        curves |= {"eval_updates": updates[:points], "eval_returns": (low + progress * (high - low) / 100)[:points]}
     return write_record(out, result, curves, make_provenance(cell, seed, revision))
 
 
@@ -141,6 +144,19 @@ def fill(out: Path) -> Scan:
 def full(tmp_path_factory) -> Scan:
     """The realistic board; tests must not change its files."""
     return fill(tmp_path_factory.mktemp("board") / "runs")
+
+
+@pytest.fixture(scope="session")
+def small_board(tmp_path_factory) -> Path:
+    """A folder with runs/ and the board of two algorithms in board/."""
+    from offon.benchmark.leaderboard import write_board
+
+    folder = tmp_path_factory.mktemp("small")
+    for label, mean in (("bc", 60.0), ("iql", 70.0)):
+        for seed in range(5):
+            add(folder / "runs", seed, mean, label=label)
+    write_board(read(folder / "runs"), folder / "board")
+    return folder
 
 
 @pytest.fixture
