@@ -52,7 +52,7 @@ class Obs:
     action: Tensor  # [R, N, A]
     reward: Tensor  # [R, N]
     cost: Tensor  # [R, N]
-    memory: dict[str, Tensor] = field(default_factory=dict)  # [R, N, ...], from Method.memory; `act` changes it in place
+    memory: dict[str, Tensor] = field(default_factory=dict)  # [R, N, ...], Method.memory; `act` changes it in place
 
 
 class Swept(tuple):

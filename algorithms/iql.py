@@ -39,7 +39,7 @@ class IQL(Algorithm):
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
-        """Defaults equal the paper's locomotion setting, on raw rewards; see the presets for the tasks of its tables."""
+        """Defaults equal the paper's locomotion setting, on raw rewards; the presets are those of its tables."""
 
         expectile: float = 0.7  # level of the value expectile; 0.9 for antmaze
         temperature: float = 3.0  # inverse temperature: it multiplies the advantage

@@ -87,7 +87,9 @@ class Noise(_Draws):
     numbers of a whole chunk are drawn at once, into buffers whose addresses stay the same (CUDA graphs read them).
     """
 
-    def __init__(self, seeds: Sequence[int], phase: str, device: torch.device | str = "cpu", chunk: int = CHUNK) -> None:
+    def __init__(
+        self, seeds: Sequence[int], phase: str, device: torch.device | str = "cpu", chunk: int = CHUNK
+    ) -> None:
         self._seeds, self._phase, self._device, self.chunk = tuple(seeds), phase, torch.device(device), chunk
         self._steps = torch.zeros(chunk, dtype=torch.int64, device=self._device)
         self._offsets = torch.arange(chunk, dtype=torch.int64, device=self._device)

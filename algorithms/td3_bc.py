@@ -77,7 +77,11 @@ class TD3BC(Algorithm):
         self.critic_optimizer.step(loss)
         if noise.turn(self.config.policy_freq) == self.config.policy_freq - 1:
             self._update_policy(data)
-        return {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2)), "policy_loss": self.last_policy_loss.clone()}
+        return {
+            "critic_loss": loss.detach(),
+            "q": q.detach().mean((1, 2)),
+            "policy_loss": self.last_policy_loss.clone(),
+        }
 
     def _update_policy(self, data: Batch) -> None:
         policy_action = self.policy(data.obs)

@@ -74,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     check = command("check", _check, "run the contract suite on an algorithm")
     check.add_argument("algorithm", help="a .py file or a registered name")
-    new = commands.add_parser("new", help="start an algorithm of your own", description="start an algorithm of your own")
+    summary = "start an algorithm of your own"
+    new = commands.add_parser("new", help=summary, description=summary)
     kinds = new.add_subparsers(metavar="KIND", required=True)
     algorithm = kinds.add_parser("algorithm", help="write a complete, running file")
     algorithm.add_argument("name", help="snake_case name")

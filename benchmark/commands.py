@@ -36,13 +36,18 @@ def algorithms(as_json: bool) -> int:
                 "version": method.version,
                 "protocols": method.protocols,
                 "presets": {preset: dict(values) for preset, values in method.PRESETS.items()},
-                "config": [dict(zip(("name", "default", "meaning"), row, strict=True)) for row in describe_fields(method.Config)],
+                "config": [
+                    {"name": field, "default": default, "meaning": meaning}
+                    for field, default, meaning in describe_fields(method.Config)
+                ],
             }
             for name, method in methods.items()
         ]
         print(json.dumps(listed, indent=1))
         return 0
-    rows = [(name, (method.__doc__ or "").splitlines()[0], ", ".join(method.PRESETS)) for name, method in methods.items()]
+    rows = [
+        (name, (method.__doc__ or "").partition("\n")[0], ", ".join(method.PRESETS)) for name, method in methods.items()
+    ]
     _print_columns(("algorithm", "what", "presets (algorithm=NAME/PRESET)"), rows)
     return 0
 
@@ -109,7 +114,8 @@ def conclude(statuses: dict[str, str], out: Path) -> int:
     words = list(statuses.values())
     unfinished = [run_id for run_id, status in statuses.items() if status in ("interrupted", "pending", "failed")]
     if unfinished:
-        print(f"{len(unfinished)} of {len(words)} runs are not finished; resume: offon runs resume --out {out}", file=sys.stderr)
+        print(f"{len(unfinished)} of {len(words)} runs are not finished; resume:", file=sys.stderr)
+        print(f"offon runs resume --out {out}", file=sys.stderr)
     elif "busy" not in words:
         print(f"finished {len(words)} runs; next: offon leaderboard {out}", file=sys.stderr)
     if "failed" in words:
@@ -138,7 +144,8 @@ def evaluate_run(name: str, episodes: int, as_json: bool) -> int:
         score = None if low is None else 100.0 * (mean - low) / (high - low)
         rows.append({"seed": seed, "mean_return": mean, "score": score, "returns": found.returns[index].tolist()})
     if as_json:
-        print(json.dumps({"run_id": loaded.job.run_id, "update": loaded.update, "episodes": episodes, "replicas": rows}))
+        found_facts = {"run_id": loaded.job.run_id, "update": loaded.update, "episodes": episodes}
+        print(json.dumps({**found_facts, "replicas": rows}))
         return 0
     print(f"{loaded.job.label} on {task['name']}, update {loaded.update}, {episodes} episodes per seed")
     for row in rows:
@@ -161,7 +168,6 @@ def leaderboard(results: Path, out: Path, check_only: bool) -> int:
     table, summary = write_board(scan(results), out)
     print_table(table)
     print(summary)
-    print(f"wrote {out / 'index.html'}, leaderboard.csv, leaderboard.md and plots/")
     return 0
 
 
@@ -170,9 +176,10 @@ def check(name: str) -> int:
     from offon.algorithms.registry import get
     from offon.benchmark.contract import check as check_contract
 
-    outcomes = check_contract(get(name))
-    for outcome in outcomes:
-        print(f"{outcome.status:8}{outcome.name}{': ' + outcome.detail if outcome.detail else ''}")
-    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    outcomes = []
+    for outcome in check_contract(get(name)):
+        outcomes.append(outcome)
+        print(f"{outcome.state:8}{outcome.name}{': ' + outcome.detail if outcome.detail else ''}", flush=True)
+    failed = sum(outcome.state == "failed" for outcome in outcomes)
     print(f"{name}: {failed} of {len(outcomes)} properties violated" if failed else f"{name}: all properties hold")
     return 1 if failed else 0

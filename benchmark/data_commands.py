@@ -42,7 +42,8 @@ def verify(name: str, as_json: bool) -> int:
         print(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            print(f"{'ok' if row['ok'] else 'DIFFERS':<9}{row['check']}: expected {row['expected']}, found {row['found']}")
+            word = "ok" if row["ok"] else "DIFFERS"
+            print(f"{word:<9}{row['check']}: expected {row['expected']}, found {row['found']}")
     return 0 if all(row["ok"] for row in rows) else 1
 
 

@@ -84,7 +84,7 @@ def read_run(folder: Path) -> Job:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: not a readable run ({error}); `offon runs list` shows the runs of a folder") from error
+        raise RecordError(f"{path}: not a readable run ({error}); `offon runs list` shows all runs") from error
     if value.pop("schema_version", None) != RUN_SCHEMA:
         raise RecordError(f"{path}: written by another version of OffOn (expected run schema {RUN_SCHEMA})")
     value.pop("run_id")
@@ -108,7 +108,8 @@ def find_run(name: str, out: Path) -> Job:
     matches = sorted((out / "runs").glob(f"{name}*/{_RUN_FILE}")) if name and "/" not in name else []
     if len(matches) != 1:
         found = "none" if not matches else ", ".join(path.parent.name for path in matches)
-        raise RecordError(f"expected one run named {name!r} in {out / 'runs'}, found {found}; `offon runs list` shows them")
+        where = out / "runs"
+        raise RecordError(f"expected one run named {name!r} in {where}, found {found}; `offon runs list` shows them")
     return read_run(matches[0].parent)
 
 

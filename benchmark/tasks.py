@@ -64,7 +64,9 @@ def get_task(name: str) -> Task:
     if name not in tasks:
         near = difflib.get_close_matches(name, tasks, 1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise TaskError(f"no task named {name!r}{hint} `offon tasks` lists them; for a file of your own use dataset=FILE")
+        raise TaskError(
+            f"no task named {name!r}{hint} `offon tasks` lists them; for a file of your own use dataset=FILE"
+        )
     return tasks[name]
 
 
@@ -83,7 +85,9 @@ def own_task(
     from offon.envs import ENV_IDS
 
     if (score_min is None) != (score_max is None) or (score_min is not None and score_min == score_max):
-        raise TaskError(f"expected two different scores, got score_min={score_min} and score_max={score_max}: give both or none")
+        raise TaskError(
+            f"expected two different scores or none, got score_min={score_min} and score_max={score_max}"
+        )
     if env is not None and env not in ENV_IDS and not env.startswith("gymnasium/"):
         env = f"gymnasium/{env}"
     source = "given on the command line" if score_min is not None else "none: raw returns"

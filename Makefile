@@ -1,0 +1,40 @@
+# make run: the first leaderboard.  make test: the whole suite.  VENV=… chooses another folder for the environment.
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: run test test-fast lint types results install clean
+
+run: $(VENV)/.installed
+	$(BIN)/offon run -m algorithm=iql,td3_bc,bc task=offon/dmsd-small seeds=3 updates=10000 out=runs
+	$(BIN)/offon leaderboard runs --out board
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-test
+	.ci/types $(BIN)
+
+results: $(VENV)/.installed
+	$(BIN)/offon leaderboard results/dmsd --out results/dmsd/board --check
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build runs board *.egg-info .pytest_cache .ruff_cache .mypy_cache
