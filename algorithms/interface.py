@@ -80,9 +80,11 @@ class Method(torch.nn.Module):
         def tiny(cls) -> Self:
             """A setting for the contract suite, small and quick: 16 wide, 3 critics, batch 16, tenfold rates."""
             names = {entry.name for entry in fields(cls)}
-            return cls(**{name: value for name, value in _TINY.items() if name in names})
+            small: dict[str, Any] = {name: value for name, value in _TINY.items() if name in names}
+            return cls(**small)
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> config fields that differ from the defaults
+    SWEEPABLE: ClassVar[tuple[str, ...]] = ()  # config fields read through `hp` alone: they may differ between replicas
     capturable: ClassVar[bool] = True  # False: update has host control flow and is never captured in a CUDA graph
     max_replicas: ClassVar[int | None] = None
     dtype: ClassVar[torch.dtype] = torch.float32

@@ -148,6 +148,10 @@ class Adam(torch.nn.Module):
         max_grad_norm: per-replica limit on the global gradient norm.
     """
 
+    count: Tensor
+    _ones: Tensor
+    _half_lr: Tensor
+
     def __init__(
         self,
         modules: Iterable[torch.nn.Module],
@@ -160,7 +164,7 @@ class Adam(torch.nn.Module):
         if not isinstance(lr, int | float):
             raise TypeError(f"expected one learning rate for all replicas, got {lr!r}: sweep it with a comma list")
         self.lr, self.eps, self.cosine_updates, self.max_grad_norm = float(lr), eps, cosine_updates, max_grad_norm
-        self._params = [parameter for module in modules for parameter in module.parameters()]
+        self._params: list[Tensor] = [parameter for module in modules for parameter in module.parameters()]
         for index, parameter in enumerate(self._params):
             self.register_buffer(f"exp_avg_{index}", torch.zeros_like(parameter, requires_grad=False))
             self.register_buffer(f"exp_avg_sq_{index}", torch.zeros_like(parameter, requires_grad=False))
@@ -173,7 +177,7 @@ class Adam(torch.nn.Module):
         grads = list(torch.autograd.grad(loss, self._params, self._ones))
         with torch.no_grad():
             if self.max_grad_norm is not None:
-                self._clip(grads)
+                self._clip(grads, self.max_grad_norm)
             lr: float | Tensor = self.lr
             if self.cosine_updates is not None:
                 progress = (self.count * (math.pi / self.cosine_updates)).clamp_(max=math.pi)
@@ -196,9 +200,9 @@ class Adam(torch.nn.Module):
                 maximize=False,
             )
 
-    def _clip(self, grads: list[Tensor]) -> None:
+    def _clip(self, grads: list[Tensor], limit: float) -> None:
         squares = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0)  # [R]
-        scale = (self.max_grad_norm / (squares.sqrt() + 1e-6)).clamp_(max=1.0)
+        scale = (limit / (squares.sqrt() + 1e-6)).clamp_(max=1.0)
         for grad in grads:
             grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
 

@@ -15,9 +15,11 @@ from offon.algorithms.noise import Noise
 class DeterministicPolicy(MLP):
     """tanh(MLP): [R, B, O] -> [R, B, A]."""
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: Noise | None = None, members: int | None = None, frozen: bool = False
+    ) -> Tensor:
         """Actions in (-1, 1)."""
-        return torch.tanh(super().forward(x, noise))
+        return torch.tanh(super().forward(x, noise, members, frozen))
 
 
 class GaussianPolicy(MLP):
@@ -39,9 +41,11 @@ class GaussianPolicy(MLP):
         self.log_std_range = log_std_range
         self.log_std = torch.nn.Parameter(torch.zeros(len(seeds), 1, sizes[-1]))
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise: Noise | None = None, members: int | None = None, frozen: bool = False
+    ) -> Tensor:
         """The mean, [R, B, A]."""
-        return torch.tanh(super().forward(x, noise))
+        return torch.tanh(super().forward(x, noise, members, frozen))
 
     def nll(self, x: Tensor, action: Tensor, noise: Noise | None = None) -> Tensor:
         """Return -log N(action; mean(x), std), summed over action dimensions: [R, B]."""

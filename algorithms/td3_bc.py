@@ -51,7 +51,9 @@ class TD3BC(Algorithm):
         normalize_obs: bool = True  # section 5 of the paper
 
     PRESETS = {"antmaze": {"reward": "minus_one"}}  # CORL's configs
+    SWEEPABLE = ("alpha", "policy_noise", "noise_clip", "discount")
     config: Config
+    last_policy_loss: Tensor
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offon import envs
 from offon.algorithms import registry
-from offon.algorithms.interface import Method, Spec, Swept
+from offon.algorithms.interface import Algorithm, Method, Spec, Swept
 from offon.benchmark.evaluator import Policy
+from offon.benchmark.replay import Replay, columns_of
+from offon.benchmark.stepper import Stepper
 from offon.datasets import transforms
 from offon.datasets.errors import DataError
 from offon.datasets.load import load
 from offon.datasets.transitions import Transitions
 
 if TYPE_CHECKING:
-    from offon.benchmark.runs import Job
+    from offon.benchmark.runs import Job, Replica
+
+
+PROTOCOL_VERSION = 1  # raised by hand when loop, networks, optimiser, noise or simulators change a number
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ def method_class(algorithm: dict[str, Any]) -> type[Method]:
 
 def to_config(method: type[Method], values: dict[str, Any]) -> Any:
     """A method's Config from plain JSON; unknown keys are errors."""
-    return method.Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return method.Config(**fields)
 
 
 def method_config(job: Job) -> Any:
@@ -68,9 +76,57 @@ def method_config(job: Job) -> Any:
     return to_config(method_class(job.algorithm), job.algorithm["config"])
 
 
+def rules(method: type[Method], env_id: str | None, env_options: dict[str, Any]) -> dict[str, Any]:
+    """The part of a cell that installed code and plug-in file decide."""
+    env = None
+    if env_id is not None:
+        env = {"id": env_id, "version": envs.env_spec(env_id, **env_options).version}
+        if env_options:
+            env["options"] = env_options
+    return {
+        "env": env,
+        "method": {
+            "name": method.name,
+            "version": method.version,
+            "file_sha256": registry.file_sha256(method.name),
+        },
+        "protocol_version": PROTOCOL_VERSION,
+    }
+
+
+def _check_rules(job: Job) -> None:
+    """Refuses to go on under other rules than those the run was planned, and is recorded, with."""
+    now = rules(method_class(job.algorithm), job.task["env"], job.settings["env_options"])
+    for cell in job.cells.values():
+        for key, found in now.items():
+            if found != cell[key]:
+                raise ValueError(
+                    f"run {job.run_id} was planned with {key} {cell[key]}, found {found}: its code has changed; "
+                    "restore the file or the version that it was started with, or start a new run"
+                )
+
+
 def assemble(job: Job) -> tuple[Loaded, Method, Policy]:
-    """Data, method and policy of a job, before any training."""
+    """Data, method and policy of a job, before any training.
+
+    Raises:
+        ValueError: if code, data or settings are not those that the job was planned with.
+    """
+    _check_rules(job)
     data = load_transitions(job)
+    method = build_method(job, data)
+    method.prepare(data.train)
+    return data, method, Policy(method, data.original.stats())
+
+
+def replay_for(method: Algorithm, data: Loaded, phase: str, device: str) -> Replay:
+    """The rows that a method asks for, on the training device."""
+    columns = columns_of(method.sources(phase))
+    return Replay(data.train, columns, device, getattr(method.config, "discount", None))
+
+
+def build_method(job: Job, data: Loaded) -> Method:
+    """The method with one replica per seed; swept fields hold one value per replica."""
     spec = Spec(
         obs_dim=data.train.obs_dim,
         act_dim=data.train.act_dim,
@@ -78,16 +134,32 @@ def assemble(job: Job) -> tuple[Loaded, Method, Policy]:
         updates={job.settings["protocol"]: job.settings["updates"]},
         stats=data.train.stats(),
     )
-    method = _build_method(job, spec)
-    method.prepare(data.train)
-    return data, method, Policy(method, data.original.stats())
-
-
-def _build_method(job: Job, spec: Spec) -> Method:
-    """The method with one replica per seed; swept fields hold one value per replica."""
     method = method_class(job.algorithm)
     swept = {name: Swept(r.swept[name] for r in job.replicas) for name in job.replicas[0].swept}
-    built = method(spec, replace(method_config(job), **swept), job.seeds)
-    if method.max_replicas is not None and len(job.replicas) > method.max_replicas:
-        raise ValueError(f"{method.name} trains at most {method.max_replicas} replicas in one program")
-    return built
+    return method(spec, replace(method_config(job), **swept), job.seeds)
+
+
+def try_out(job: Job, data: Loaded, replicas: list[Replica]) -> None:
+    """Builds the method and makes one update, so that what it refuses is an error before anything is written.
+
+    Raises:
+        ValueError: if a setting is wrong, or a swept field is one that replicas cannot differ in.
+    """
+    phase = job.settings["protocol"]
+    try:
+        method = build_method(replace(job, replicas=tuple(replicas)), data)
+        assert isinstance(method, Algorithm)
+        method.prepare(data.train)
+        method.begin(phase)
+        Stepper(method, replay_for(method, data, phase, "cpu"), phase, "cpu").run(0, 1)
+    except Exception as error:  # a plug-in may raise anything
+        if os.environ.get("OFFON_DEBUG"):
+            raise
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        swept = ", ".join(replicas[0].swept)
+        if not swept:
+            raise ValueError(f"{job.label} does not run with these settings ({reason})") from error
+        raise ValueError(
+            f"{job.label} cannot train replicas that differ in {swept} ({reason}); "
+            "give the values as a comma list with -m: one run for each"
+        ) from error

@@ -29,8 +29,7 @@ def save(folder: Path, update: int, tensors: dict[str, Tensor], header: dict[str
     """Writes a checkpoint, then removes all but the newest two. An error leaves the earlier ones as they were."""
     from safetensors.torch import save as to_bytes
 
-    for leftover in folder.glob(f"checkpoint-*{files.TEMPORARY}*"):  # of a process killed while it wrote
-        leftover.unlink(missing_ok=True)
+    files.remove_leftovers(folder, "checkpoint-*")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = to_bytes(contiguous, metadata={"offon": json.dumps(header, sort_keys=True)})
     path = folder / f"checkpoint-{update}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
@@ -45,7 +44,10 @@ def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
     from safetensors.torch import load as from_bytes
 
     for _, digest, path in _list(folder):
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue  # the run goes on and has just replaced it
         if hashlib.sha256(data).hexdigest()[:16] != digest:
             continue  # cut short or altered: the one before it still stands
         size = int.from_bytes(data[:8], "little")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -9,10 +10,10 @@ import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 HEARTBEAT_SECONDS = 10.0
-STALE_SECONDS = 120.0  # on a file system that does not pass locks between hosts, an older heartbeat is a dead owner
+STALE_SECONDS = 900.0  # an older heartbeat of another host is a dead owner's; a long evaluation makes no beat
+_TRIES, _PAUSE_SECONDS = 5, 0.05  # a lock that is gone by then was taken by someone who only looked
 
 
 class Claim:
@@ -21,7 +22,7 @@ class Claim:
     def __init__(self, out: Path, replicas: Iterable[tuple[str, int]], run_id: str) -> None:
         self._paths = [out / "claims" / f"{cell_id}-{seed}.lock" for cell_id, seed in sorted(set(replicas))]
         self._run_id = run_id
-        self._files: list[IO[str]] = []
+        self._locks: list[int] = []  # open descriptors: closing drops the lock
         self._last_beat = 0.0
 
     def acquire(self) -> str | None:
@@ -36,19 +37,13 @@ class Claim:
         return None
 
     def _take(self, path: Path) -> str | None:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open: closing drops the lock
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _read_holder(path)
-            file.close()
-            return holder or "another process"
-        holder = _read_holder(path)
-        age = time.time() - path.stat().st_mtime
-        if holder and not holder.endswith(f"on {socket.gethostname()}") and age < STALE_SECONDS:
-            file.close()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        holder = None if _lock(descriptor) else _read_holder(path) or "another process"
+        holder = holder or _foreign_holder(path)
+        if holder is not None:
+            os.close(descriptor)
             return holder
-        self._files.append(file)
+        self._locks.append(descriptor)
         return None
 
     def beat(self, force: bool = False) -> None:
@@ -56,20 +51,30 @@ class Claim:
         if not force and time.monotonic() - self._last_beat < HEARTBEAT_SECONDS:
             return
         self._last_beat = time.monotonic()
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "run_id": self._run_id}
-        for file in self._files:
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps(owner))
-            file.flush()
+        owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "run_id": self._run_id}).encode()
+        with contextlib.suppress(OSError):  # on a full disk the lock itself still holds
+            for descriptor in self._locks:
+                os.pwrite(descriptor, owner, 0)
+                os.ftruncate(descriptor, len(owner))
 
     def release(self) -> None:
         """Gives all claims back."""
-        for file in self._files:
-            file.seek(0)
-            file.truncate()
-            file.close()
-        self._files.clear()
+        for descriptor in self._locks:
+            os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+        self._locks.clear()
+
+
+def _lock(descriptor: int) -> bool:
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_PAUSE_SECONDS)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            continue
+    return False
 
 
 def _read_holder(path: Path) -> str | None:
@@ -80,14 +85,25 @@ def _read_holder(path: Path) -> str | None:
         return None  # empty (released), or caught in the middle of a write
 
 
+def _foreign_holder(path: Path) -> str | None:
+    """Another host whose heartbeat is fresh, where the file system does not pass locks between hosts."""
+    holder = _read_holder(path)
+    if holder is None or holder.endswith(f" on {socket.gethostname()}"):
+        return None
+    return holder if time.time() - path.stat().st_mtime < STALE_SECONDS else None
+
+
 def is_claimed(out: Path, cell_id: str, seed: int) -> bool:
-    """Whether some process holds the claim on a replica now."""
+    """Whether some process holds the claim on a replica now; needs no more than permission to read."""
     path = out / "claims" / f"{cell_id}-{seed}.lock"
-    if not path.exists():
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
         return False
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return _foreign_holder(path) is not None

@@ -18,7 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, 1 (something failed), 2 (wrong input), 3 (busy elsewhere) or 130."""
     preset_environment()
     parser = _parser()
-    known = parser.parse_args(arguments)
+    known, further = parser.parse_known_args(arguments)
+    if further and (not hasattr(known, "overrides") or any(text.startswith("-") for text in further)):
+        parser.error(f"unrecognized arguments: {' '.join(further)}")
+    if further:  # argparse stops taking overrides at an option that stands between them
+        known.overrides += further
     if not hasattr(known, "function"):
         parser.print_help()
         return USAGE_ERROR
@@ -27,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError) as error:  # all our own errors are ValueErrors that say what to do
         import os
 
@@ -63,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(command("data", _data, "show, verify, fetch or collect a data set"))
     evaluate = command("evaluate", _evaluate, "evaluate the last checkpoint of a run")
     evaluate.add_argument("run", help="run folder or id")
+    evaluate.add_argument("--out", type=Path, default=Path("runs"), help="results folder of an id (default runs)")
     evaluate.add_argument("--episodes", type=int, default=100, help="episodes per seed (default 100)")
     evaluate.add_argument("--json", action="store_true", help="machine-readable, with every return")
     board = command("leaderboard", _leaderboard, "write table, plots and page from records")
@@ -144,7 +152,7 @@ def _data(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from offon.benchmark import commands
 
-    return commands.evaluate_run(arguments.run, arguments.episodes, arguments.json)
+    return commands.evaluate_run(arguments.run, arguments.out, arguments.episodes, arguments.json)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

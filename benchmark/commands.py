@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ def algorithms(as_json: bool) -> int:
     return 0
 
 
-def _print_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in [header, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -60,7 +62,8 @@ def _print_columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None
 
 def run_help(overrides: list[str]) -> int:
     """Lists every option of `offon run`, and the settings of one algorithm or of all."""
-    from offon.algorithms.registry import get, load_all
+    from offon.algorithms.registry import load_all
+    from offon.benchmark.config import find_method
 
     print("usage: offon run [-m] KEY=VALUE …\n")
     print("Trains `seeds` replicas of an algorithm on a task, evaluates them and writes one record per seed.")
@@ -68,9 +71,9 @@ def run_help(overrides: list[str]) -> int:
     print("in the same program.\n")
     print("algorithm=NAME            a registered name, NAME/PRESET, or the path of a .py file (default iql)")
     _print_fields("", RunOptions)
-    chosen = [text.split("=", 1)[1].split("/")[0] for text in overrides if text.startswith("algorithm=")]
-    methods = {name: get(name) for name in chosen} if chosen else load_all()
-    for method in methods.values():
+    named = [text.split("=", 1)[1] for text in overrides if text.startswith("algorithm=")]
+    methods = [find_method(name)[0] for names in named for name in names.split(",")] or load_all().values()
+    for method in methods:
         print(f"\nalgorithm={method.name}")
         _print_fields("algorithm.", method.Config)
         for preset, values in method.PRESETS.items():
@@ -93,6 +96,7 @@ def run(overrides: list[str], multirun: bool) -> int:
 
     composed = expand(overrides, multirun)
     first = composed[0].options
+    out = Path(first.out).expanduser()
     progress = make_progress(first.progress)
     plan = make_plan(composed)
     for path in plan.moved:
@@ -100,11 +104,11 @@ def run(overrides: list[str], multirun: bool) -> int:
     if plan.finished:
         print(f"{len(plan.finished)} of the replicas have a record already and are not trained again", file=sys.stderr)
     if not plan.jobs:
-        print(f"nothing to train; next: offon leaderboard {first.out}", file=sys.stderr)
+        print(f"nothing to train; next: offon leaderboard {shlex.quote(str(out))}", file=sys.stderr)
         return 0
     with progress:
         statuses = execute(plan.jobs, worker_count(first.workers, plan.jobs[0].device), progress.emit)
-    return conclude(statuses, Path(first.out))
+    return conclude(statuses, out)
 
 
 def conclude(statuses: dict[str, str], out: Path) -> int:
@@ -115,9 +119,9 @@ def conclude(statuses: dict[str, str], out: Path) -> int:
     unfinished = [run_id for run_id, status in statuses.items() if status in ("interrupted", "pending", "failed")]
     if unfinished:
         print(f"{len(unfinished)} of {len(words)} runs are not finished; resume:", file=sys.stderr)
-        print(f"offon runs resume --out {out}", file=sys.stderr)
+        print(f"offon runs resume --out {shlex.quote(str(out))}", file=sys.stderr)
     elif "busy" not in words:
-        print(f"finished {len(words)} runs; next: offon leaderboard {out}", file=sys.stderr)
+        print(f"finished {len(words)} runs; next: offon leaderboard {shlex.quote(str(out))}", file=sys.stderr)
     if "failed" in words:
         return FAILED
     if unfinished:
@@ -125,13 +129,14 @@ def conclude(statuses: dict[str, str], out: Path) -> int:
     return BUSY if "busy" in words else 0
 
 
-def evaluate_run(name: str, episodes: int, as_json: bool) -> int:
+def evaluate_run(name: str, out: Path, episodes: int, as_json: bool) -> int:
     """Evaluates the last checkpoint of a run on the reporting seeds."""
-    from offon.benchmark import seeds
+    from offon.benchmark import device, seeds
     from offon.benchmark.evaluator import evaluate
     from offon.benchmark.load import load
 
-    loaded = load(name)
+    loaded = load(name, out)
+    device.configure("cpu", loaded.job.matmul)
     task = loaded.job.task
     if task["env"] is None:
         raise ValueError(f"run {loaded.job.run_id} has no simulator (training only); nothing to act in")
@@ -173,11 +178,15 @@ def leaderboard(results: Path, out: Path, check_only: bool) -> int:
 
 def check(name: str) -> int:
     """Runs the contract suite on an algorithm."""
+    from offon.algorithms.interface import Algorithm
     from offon.algorithms.registry import get
     from offon.benchmark.contract import check as check_contract
 
     outcomes = []
-    for outcome in check_contract(get(name)):
+    method = get(name)
+    if not issubclass(method, Algorithm):
+        raise ValueError(f"expected a replay-and-gradient method (a subclass of offon.Algorithm), got {name}")
+    for outcome in check_contract(method):
         outcomes.append(outcome)
         print(f"{outcome.state:8}{outcome.name}{': ' + outcome.detail if outcome.detail else ''}", flush=True)
     failed = sum(outcome.state == "failed" for outcome in outcomes)

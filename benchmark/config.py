@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +24,8 @@ from offon.algorithms.interface import Method
 from offon.benchmark.options import RunOptions
 
 DEFAULT_ALGORITHM = "iql"
+_TEXTS = ("algorithm", "task", "dataset", "env", "out")  # names and paths
+_ONCE = ("out", "workers", "device", "checkpoint_seconds", "progress")  # of the command, not of a run
 
 
 class ConfigError(ValueError):
@@ -59,6 +62,8 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[Composed]:
     choices = []
     for override in parsed:
         values = _values(override)
+        if len(values) > 1 and override.key_or_group in _ONCE:
+            raise ConfigError(f"expected one value, got {override.input_line!r}")
         if len(values) > 1 and not multirun:
             raise ConfigError(f"{override.input_line!r} names several values: add -m to run them all")
         choices.append([(override.key_or_group, value) for value in values])
@@ -66,23 +71,28 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[Composed]:
 
 
 def _parse(text: str) -> Override:
+    parser = OverridesParser.create()
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = parser.parse_override(text)
     except HydraException as error:
-        raise ConfigError(f"expected key=value, got {text!r} ({str(error).splitlines()[0]})") from error
-    if override.is_delete() or override.is_add() or override.is_force_add():
-        raise ConfigError(f"expected key=value, got {text!r}: options cannot be added or deleted")
+        key, _, value = text.partition("=")
+        if key not in _TEXTS or not value:
+            raise ConfigError(f"expected key=value, got {text!r} ({str(error).splitlines()[0]})") from error
+        escaped = value.replace("'", "\\'")
+        override = parser.parse_override(f"{key}='{escaped}'")  # a path may hold what Hydra's grammar gives a meaning
+    if override.is_delete() or override.is_add() or override.is_force_add() or override.package is not None:
+        raise ConfigError(f"expected key=value, got {text!r}: options cannot be added, moved or deleted")
     return override
 
 
-def _values(override: Override) -> list[Any]:
-    if override.is_sweep_override():
-        return [_plain(text) for text in override.sweep_string_iterator()]
-    return [override.get_value_element_as_str()]
-
-
-def _plain(text: str) -> str:
-    return text.removeprefix(f"{text.split('=')[0]}=") if "=" in text else text
+def _values(override: Override) -> list[str]:
+    """The values of an override as Hydra reads them; one, but for a comma list or a range."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    try:
+        return list(override.sweep_string_iterator())
+    except HydraException as error:
+        raise ConfigError(f"{override.input_line!r}: {error}; write the values as a comma list") from error
 
 
 def _check_key(override: Override) -> None:
@@ -93,16 +103,16 @@ def _check_key(override: Override) -> None:
     _refuse_key(key, [*known, "algorithm"])
 
 
-def _refuse_key(key: str, known: Iterable[str]) -> None:
-    known = list(known)
-    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ConfigError(f"no option {key!r}{hint} `offon run --help` lists all")
+def _refuse_key(key: str, known: Iterable[str], prefix: str = "") -> None:
+    near = difflib.get_close_matches(key, list(known), 1, cutoff=0.5)
+    hint = f"; did you mean {prefix + near[0]!r}?" if near else "."
+    raise ConfigError(f"no option {prefix + key!r}{hint} `offon run --help` lists all")
 
 
 def _compose(pairs: list[tuple[str, str]]) -> Composed:
-    chosen = next((value for key, value in reversed(pairs) if key == "algorithm"), DEFAULT_ALGORITHM).strip("'\"")
-    method, preset = _find_method(chosen)
+    named = next((value for key, value in reversed(pairs) if key == "algorithm"), DEFAULT_ALGORITHM)
+    chosen = str(OverridesParser.create().parse_override(f"algorithm={named}").value())  # without quotes and escapes
+    method, preset = find_method(chosen)
     names = [entry.name for entry in fields(method.Config)]
     swept: dict[str, list[float]] = {}
     overrides = [f"algorithm={method.name}/{preset}" if preset else f"algorithm={method.name}"]
@@ -112,15 +122,17 @@ def _compose(pairs: list[tuple[str, str]]) -> Composed:
             continue
         if key.startswith("algorithm."):
             if name not in names:
-                _refuse_key(key, [f"algorithm.{known}" for known in names])
-            if value.startswith("[") and _is_number(method, name):
-                swept[name] = _numbers(key, value)
+                _refuse_key(name, names, "algorithm.")
+            if value.startswith("[") and _kind_of(method, name) in (int, float):
+                _check_sweepable(method, name)
+                swept[name] = _numbers(key, value, _kind_of(method, name))
                 continue
         overrides.append(f"{key}={value}")
     return _resolve(method, preset, overrides, swept)
 
 
-def _find_method(chosen: str) -> tuple[type[Method], str | None]:
+def find_method(chosen: str) -> tuple[type[Method], str | None]:
+    """The method and the preset behind NAME, NAME/PRESET or a path ending in .py."""
     if chosen.endswith(".py"):
         return registry.get(chosen), None
     name, _, preset = chosen.partition("/")
@@ -132,20 +144,34 @@ def _find_method(chosen: str) -> tuple[type[Method], str | None]:
     return method, preset or None
 
 
-def _is_number(method: type[Method], name: str) -> bool:
-    default = next(entry.default for entry in fields(method.Config) if entry.name == name)
-    return isinstance(default, int | float) and not isinstance(default, bool)
+def _check_sweepable(method: type[Method], name: str) -> None:
+    if name not in method.SWEEPABLE:
+        able = ", ".join(method.SWEEPABLE) or "none"
+        raise ConfigError(
+            f"algorithm.{name} of {method.name} must be one number for all replicas of a program (a list may be given "
+            f"for: {able}); write its values as a comma list and add -m"
+        )
 
 
-def _numbers(key: str, value: str) -> list[float]:
-    found = OmegaConf.to_container(OmegaConf.create(f"v: {value}"))
-    assert isinstance(found, dict)
-    numbers = found["v"]
-    if not numbers or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
-        raise ConfigError(f"expected numbers in {key}={value}, one cell for each")
+def _kind_of(method: type[Method], name: str) -> type:
+    return type(next(entry.default for entry in fields(method.Config) if entry.name == name))
+
+
+def _numbers(key: str, value: str, kind: type) -> list[float]:
+    numbers = OmegaConf.to_container(OmegaConf.create(f"v: {value}"))["v"]  # type: ignore[index,call-overload]
+    accepted = (int,) if kind is int else (int, float)
+    if not numbers or any(isinstance(v, bool) or not isinstance(v, accepted) for v in numbers):
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"expected {what} in {key}={value}, one cell for each")
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"{key}={value} names a value twice")
-    return [float(v) for v in numbers]
+    return [_finite(key, kind(v)) for v in numbers]
+
+
+def _finite(key: str, value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"expected a finite number for {key}, got {value}")
+    return value
 
 
 def _register(method: type[Method], preset: str | None) -> None:
@@ -173,7 +199,10 @@ def _resolve(method: type[Method], preset: str | None, overrides: list[str], swe
         raise ConfigError(_readable(error)) from error
     assert isinstance(config, dict)
     label = f"{method.name}/{preset}" if preset else method.name
-    return Composed(options, method, label, {str(key): value for key, value in config.items()}, swept)
+    for entry in fields(options):
+        _finite(entry.name, getattr(options, entry.name))
+    settings = {str(key): _finite(f"algorithm.{key}", value) for key, value in config.items()}
+    return Composed(options, method, label, settings, swept)
 
 
 def _readable(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import time
 from pathlib import Path
@@ -57,11 +58,12 @@ def choose_route(out: Path, device: str) -> str:
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)  # unlike a rename, never replaces what another process chose
         temporary.unlink()
-    import json
-
-    route = json.loads(path.read_bytes()).get("matmul")
+    try:
+        route = json.loads(path.read_bytes())["matmul"]
+    except (ValueError, KeyError, TypeError):
+        route = None
     if route not in ROUTES:
-        raise ValueError(f"{path}: expected matmul among {ROUTES}, found {route!r}; restore the file")
+        raise ValueError(f"{path}: expected matmul among {ROUTES}, found {path.read_bytes()!r}; restore the file")
     return route
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"  # part of every name that is not final; such leftovers of a killed process may be removed
+BROKEN = ".broken-"  # part of the name of what was set aside
 
 
 def temporary_name(path: Path) -> Path:
@@ -36,8 +38,11 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a failed write does not know its file
+            reason = f"{error.strerror} (what stood there before is unharmed; make room, then run again)"
+            raise OSError(error.errno, reason, str(path)) from error
         raise
     sync_folder(path.parent)
 
@@ -64,10 +69,27 @@ def write_folder(path: Path, files: dict[str, bytes]) -> None:
     try:
         for name, data in files.items():
             write_bytes(temporary / name, data)
-        if path.exists():
-            raise FileExistsError(f"{path} exists already")
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(f"{path} exists already") from error
         raise
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Removes what killed processes left half-written of the entries of `folder` that match `pattern`."""
+    for left in folder.glob(f"{pattern}{TEMPORARY}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what cannot be read, so that nothing is lost and its place is free; returns the new name."""
+    number = 0
+    while (aside := path.with_name(f"{path.name}{BROKEN}{number}")).exists():
+        number += 1
+    return path.rename(aside)

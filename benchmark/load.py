@@ -39,6 +39,12 @@ class LoadedRun:
         """The seeds of the run, in the order of its replicas."""
         return self.job.seeds
 
+    def _replica_of(self, seed: int) -> int:
+        if self.seeds.count(seed) != 1:
+            hint = "; several settings share it" if seed in self.seeds else ""
+            raise ValueError(f"expected a seed that one replica has, among {self.seeds}, got {seed}{hint}")
+        return self.seeds.index(seed)
+
     def act(self, obs: np.ndarray, seed: int | None = None) -> np.ndarray:
         """Actions of a memoryless policy in the box [-1, 1].
 
@@ -55,7 +61,7 @@ class LoadedRun:
             raise ValueError(f"expected observations [{spec.obs_dim}] or [N, {spec.obs_dim}], got {np.shape(obs)}")
         if self.policy.method.memory(1):
             raise ValueError(f"{self.job.label} remembers its episode; evaluate it with `offon evaluate`")
-        index = 0 if seed is None else self.seeds.index(seed)
+        index = 0 if seed is None else self._replica_of(seed)
         replicas, count = len(self.seeds), len(rows)
         x = Obs(
             obs=torch.from_numpy(rows).expand(replicas, -1, -1),

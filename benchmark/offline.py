@@ -7,7 +7,7 @@ writes checkpoints and notices that it should stop. Where chunks are cut changes
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from offon.algorithms.interface import API_VERSION, Algorithm
 from offon.benchmark import checkpoints, provenance, seeds
-from offon.benchmark.builder import assemble
+from offon.benchmark.builder import assemble, replay_for
 from offon.benchmark.claims import Claim
-from offon.benchmark.evaluator import evaluate
-from offon.benchmark.records import write_record
-from offon.benchmark.replay import Replay, columns_of
+from offon.benchmark.evaluator import Evaluation, evaluate
+from offon.benchmark.records import RecordError, write_record
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import Stepper, restore, snapshot
 
@@ -105,9 +104,7 @@ class OfflineTraining:
         assert isinstance(method, Algorithm)
         self.method = method.to(job.device)
         self.method.begin(PHASE)
-        sources = method.sources(PHASE)
-        replay = Replay(data.train, columns_of(sources), job.device, getattr(method.config, "discount", None))
-        self.stepper = Stepper(method, replay, PHASE, job.device)
+        self.stepper = Stepper(method, replay_for(method, data, PHASE, job.device), PHASE, job.device)
         self.update = 0
         self.curves = _Curves()
         self.failed = torch.zeros(len(job.replicas), dtype=torch.bool, device=job.device)
@@ -192,7 +189,7 @@ class OfflineTraining:
         self.curves.eval_returns.append(self._evaluate(seeds.SELECTION, self.settings["eval_episodes"]).returns)
         self.curves.eval_updates.append(self.update)
 
-    def _evaluate(self, purpose: range, episodes: int):  # noqa: ANN202
+    def _evaluate(self, purpose: range, episodes: int) -> Evaluation:
         start = time.perf_counter()
         cpu = time.process_time()
         chosen = seeds.episode_seeds(purpose, episodes)
@@ -214,20 +211,36 @@ class OfflineTraining:
         checkpoints.save(self.job.folder, self.update, {**tensors, **self.curves.to_tensors()}, header)
 
     def _finish(self) -> None:
+        """The final evaluation and one record per replica; a record that cannot be written stops no other."""
         final = None
         if self.job.task["env"] is not None and len(self.failures) < len(self.job.replicas):
             final = self._evaluate(seeds.REPORTING, self.settings["final_episodes"])
         about = self._provenance()
+        refused = []
+        for index, result in enumerate(self._results(final)):
+            try:
+                write_record(self.job.out, result, self.curves.of_replica(index, result["updates"]), about)
+            except RecordError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
+        checkpoints.remove_all(self.job.folder, but_latest=True)  # stays for `offon evaluate` and `offon.load`
+        self._emit({"event": "done", "update": self.update, **self._facts(final)})
+
+    def _results(self, final: Evaluation | None) -> Iterator[dict[str, Any]]:
         for index, replica in enumerate(self.job.replicas):
             span = self.failures.get(index)
-            result = {
+            failure = None if span is None else _failure("non-finite values in training", span)
+            if failure is None and final is not None and not np.isfinite(final.returns[index]).all():
+                failure = _failure("non-finite returns in the final evaluation", (self.update, self.update))
+            yield {
                 "api_version": API_VERSION,
                 "cell_id": replica.cell_id,
                 "cell": self.job.cells[replica.cell_id],
                 "label": self.job.label,
                 "seed": replica.seed,
-                "status": "finished" if span is None else "failed",
-                "failure": None if span is None else _failure(span),
+                "status": "finished" if failure is None else "failed",
+                "failure": failure,
                 "run": {
                     "run_id": self.job.run_id,
                     "seeds": self.job.seeds,
@@ -235,14 +248,10 @@ class OfflineTraining:
                     "device": self.job.device,
                     "matmul": self.job.matmul,
                 },
-                "updates": self.update if span is None else span[0],
+                "updates": self.update if failure is None else failure["first_update"],
                 "report": self.job.report,
-                "final": None if final is None or span is not None else _final(final, index),
+                "final": None if final is None or failure is not None else _final(final, index),
             }
-            curves = self.curves.of_replica(index, self.update if span is None else span[0])
-            write_record(self.job.out, result, curves, about)
-        checkpoints.remove_all(self.job.folder, but_latest=True)  # stays for `offon evaluate` and `offon.load`
-        self._emit({"event": "done", "update": self.update, **self._facts(final)})
 
     def _provenance(self) -> dict[str, Any]:
         train = self.seconds["train"]
@@ -260,13 +269,16 @@ class OfflineTraining:
             "resumed": int(self.seconds["resumed"]),
         }
 
-    def _facts(self, final=None) -> dict[str, Any]:  # noqa: ANN001
+    def _facts(self, final: Evaluation | None = None) -> dict[str, Any]:
         """What a progress display shows."""
         returns = self.curves.eval_returns[-1] if self.curves.eval_returns else None
         if final is not None:
             returns = final.returns
         low, high = self.job.task["score_min"], self.job.task["score_max"]
-        mean = None if returns is None else float(np.delete(returns, list(self.failures), axis=0).mean())
+        mean = None
+        if returns is not None and len(self.failures) < len(returns):
+            mean = float(np.delete(returns, list(self.failures), axis=0).mean())
+            mean = mean if np.isfinite(mean) else None
         return {
             "run_id": self.job.run_id,
             "label": self.job.label,
@@ -279,15 +291,11 @@ class OfflineTraining:
         }
 
 
-def _failure(span: tuple[int, int]) -> dict[str, Any]:
-    return {
-        "reason": f"non-finite values between updates {span[0]} and {span[1]}",
-        "first_update": span[0],
-        "last_update": span[1],
-    }
+def _failure(reason: str, span: tuple[int, int]) -> dict[str, Any]:
+    return {"reason": reason, "first_update": span[0], "last_update": span[1]}
 
 
-def _final(final, index: int) -> dict[str, Any]:  # noqa: ANN001
+def _final(final: Evaluation, index: int) -> dict[str, Any]:
     return {
         "first_seed": seeds.REPORTING[0],
         "returns": final.returns[index].tolist(),

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from offon import envs
-from offon.algorithms import registry
 from offon.benchmark import device as devices
 from offon.benchmark import seeds as seed_ranges
-from offon.benchmark.builder import load_data, to_config
+from offon.benchmark.builder import Loaded, load_data, rules, to_config, try_out
 from offon.benchmark.config import Composed, ConfigError, plugin_path, seed_list
+from offon.benchmark.files import set_aside
 from offon.benchmark.options import RunOptions
-from offon.benchmark.records import RecordError, identity, read_record, record_path
+from offon.benchmark.records import RecordError, UnknownSchemaError, identity, read_record, record_path
 from offon.benchmark.runs import Job, Replica, list_runs
 from offon.benchmark.tasks import Task, get_task, own_task
 
-PROTOCOL_VERSION = 1  # raised by hand when loop, networks, optimiser, noise or simulators change a number
 PROTOCOL = "offline"
 
 
@@ -30,6 +30,10 @@ class Plan:
     jobs: list[Job] = field(default_factory=list)
     finished: list[tuple[str, int]] = field(default_factory=list)  # (cell, seed) whose record stands already
     moved: list[Path] = field(default_factory=list)  # broken records that were put aside, to be trained again
+
+    def members(self) -> set[tuple[str, int]]:
+        """(cell, seed) of all replicas that will be trained."""
+        return {member for job in self.jobs for member in job.members()}
 
 
 def make_plan(composed: list[Composed]) -> Plan:
@@ -42,24 +46,36 @@ def make_plan(composed: list[Composed]) -> Plan:
 
 def _add(plan: Plan, composed: Composed) -> None:
     options = composed.options
-    out = Path(options.out)
+    seeds = _check_options(options)
+    out = Path(options.out).expanduser()
     kind = devices.resolve(options.device)
-    template = _template(composed, out, kind)
-    wanted = []
-    for swept, seed in itertools.product(_sweep(composed.swept), seed_list(options.seeds)):
-        cell_id = identity(_cell(template, composed, swept))
-        wanted.append(Replica(cell_id, seed, swept))
-    cells = {r.cell_id: _cell(template, composed, r.swept) for r in wanted}
-    todo = {(r.cell_id, r.seed): r for r in wanted if not _has_record(plan, out, r)}
-    for job in list_runs(out) if todo else []:  # an unfinished run goes on as it was cut
-        members = {(r.cell_id, r.seed) for r in job.replicas}
-        if members & todo.keys() and not job.is_done() and job.device == kind:
-            plan.jobs.append(replace(job, checkpoint_seconds=options.checkpoint_seconds))
+    template, loaded = _template(composed, out, kind)
+    cells = {identity(cell): (cell, swept) for cell, swept in _cells(template, composed)}
+    try_out(template, loaded, [Replica(cell_id, 0, swept) for cell_id, (_, swept) in cells.items()])
+    template = replace(template, matmul=devices.choose_route(out, kind))  # the first that is written to `out`
+    wanted = [Replica(cell_id, seed, swept) for cell_id, (_, swept) in cells.items() for seed in seeds]
+    taken = plan.members()
+    open_ = [r for r in wanted if (r.cell_id, r.seed) not in taken and not _has_record(plan, out, r)]
+    todo = {(r.cell_id, r.seed): r for r in open_}
+    _continue_runs(plan, template, todo)
+    limit = composed.method.max_replicas or len(todo)
+    for shard in _shards(list(todo.values()), worker_count(options.workers, kind), limit):
+        used = {r.cell_id: cells[r.cell_id][0] for r in shard}
+        plan.jobs.append(replace(template, replicas=tuple(shard), cells=used))
+
+
+def _continue_runs(plan: Plan, template: Job, todo: dict[tuple[str, int], Replica]) -> None:
+    """An unfinished run goes on as it was cut; what it covers is taken out of `todo`."""
+    for job in list_runs(template.out)[0] if todo else []:
+        members = job.members()
+        if not members & todo.keys() or members & plan.members() or job.is_done() or job.device != template.device:
+            continue
+        if members <= todo.keys() or job.has_checkpoint():  # else another run has trained some of its replicas
+            where = {"data": {**job.data, "dataset": template.data["dataset"]}}  # files may have moved
+            where["algorithm"] = {**job.algorithm, "file": template.algorithm["file"]}
+            plan.jobs.append(replace(job, **where, checkpoint_seconds=template.checkpoint_seconds))
             for member in members:
                 todo.pop(member, None)
-    for shard in _shards(list(todo.values()), worker_count(options.workers, kind)):
-        used = {r.cell_id: cells[r.cell_id] for r in shard}
-        plan.jobs.append(replace(template, replicas=tuple(shard), cells=used))
 
 
 def _has_record(plan: Plan, out: Path, replica: Replica) -> bool:
@@ -68,23 +84,20 @@ def _has_record(plan: Plan, out: Path, replica: Replica) -> bool:
         return False
     try:
         read_record(path)
+    except UnknownSchemaError:
+        raise
     except RecordError:
-        number = sum(1 for _ in path.parent.glob(f"{path.name}.broken-*"))
-        plan.moved.append(path.rename(path.with_name(f"{path.name}.broken-{number}")))
+        plan.moved.append(set_aside(path))
         return False
     plan.finished.append((replica.cell_id, replica.seed))
     return True
 
 
-def _sweep(swept: dict[str, list[float]]) -> list[dict[str, float]]:
-    return [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
-
-
-def _shards(replicas: list[Replica], workers: int) -> list[list[Replica]]:
-    """One shard per worker, sizes as even as can be."""
-    count = min(workers, len(replicas))
-    if not count:
+def _shards(replicas: list[Replica], workers: int, limit: int) -> list[list[Replica]]:
+    """One shard per worker, or more of them where one may hold at most `limit`; sizes as even as can be."""
+    if not replicas:
         return []
+    count = max(min(workers, len(replicas)), -(-len(replicas) // limit))
     size, larger = divmod(len(replicas), count)
     stops = list(itertools.accumulate(size + (index < larger) for index in range(count)))
     return [replicas[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
@@ -92,30 +105,33 @@ def _shards(replicas: list[Replica], workers: int) -> list[list[Replica]]:
 
 def worker_count(asked: int, kind: str) -> int:
     """Processes: what was asked for, else one per core on a CPU and one on a GPU."""
-    if asked < 0:
-        raise ConfigError(f"expected workers=0 (automatic) or more, got {asked}")
     return asked or (1 if kind == "cuda" else len(os.sched_getaffinity(0)))
 
 
 def _task(options: RunOptions) -> Task:
     if options.dataset:
-        return own_task(options.dataset, options.env or None, options.horizon, options.score_min, options.score_max)
-    own_only = [name for name in ("env", "horizon", "score_min", "score_max") if getattr(options, name)]
-    if own_only:
-        raise ConfigError(f"{', '.join(own_only)} go with dataset=FILE; a named task fixes them")
+        if options.task != RunOptions.task:
+            raise ConfigError(f"expected task= or dataset=, got both: {options.task!r} and {options.dataset!r}")
+        path = str(Path(options.dataset).expanduser().resolve())  # a resume may start from another folder
+        return own_task(path, options.env or None, options.horizon, options.score_min, options.score_max)
+    own_only = ("env", "horizon", "score_min", "score_max")
+    given = [name for name in own_only if getattr(options, name) != getattr(RunOptions, name)]
+    if given:
+        raise ConfigError(f"{', '.join(given)} go with dataset=FILE; a named task fixes them")
     return get_task(options.task)
 
 
-def _template(composed: Composed, out: Path, kind: str) -> Job:
+def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded]:
+    """A job without replicas, and its data."""
     options = composed.options
-    _check_counts(options)
     task = _task(options)
     data = {"dataset": task.dataset, "options": _data_options(task, options)}
-    config = to_config(composed.method, composed.config)
-    loaded = load_data(data, config)
+    loaded = load_data(data, to_config(composed.method, composed.config))
     env_options = {"horizon": options.horizon} if options.horizon and task.env else {}
     if task.env is not None:
-        _check_shapes(task, envs.env_spec(task.env, **env_options), loaded.original)
+        spec = envs.env_spec(task.env, **env_options)
+        _check_shapes(task, spec, loaded.original)
+        task = replace(task, horizon=task.horizon or spec.horizon)
     transformed = loaded.train.identity.as_dict()
     if options.dataset:
         transformed = {**transformed, "name": task.name}
@@ -137,29 +153,36 @@ def _template(composed: Composed, out: Path, kind: str) -> Job:
         "data_status": loaded.original.identity.status,
         "horizon": task.horizon,
     }
-    algorithm = {"name": composed.method.name, "file": plugin_path(composed), "config": composed.config}
-    return Job(
+    job = Job(
         out=out,
         label=composed.label,
-        algorithm=algorithm,
+        algorithm={"name": composed.method.name, "file": plugin_path(composed), "config": composed.config},
         task=asdict(task),
         data=data,
         settings=settings,
         device=kind,
-        matmul=devices.choose_route(out, kind),
+        matmul="default",
         report=report,
         replicas=(),
         cells={},
         checkpoint_seconds=options.checkpoint_seconds,
     )
+    return job, loaded
 
 
-def _check_counts(options: RunOptions) -> None:
-    for name in ("updates", "eval_episodes", "final_episodes"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"expected {name} of at least 1, got {getattr(options, name)}")
-    if options.eval_every < 0 or options.checkpoint_seconds < 0:
-        raise ConfigError("expected eval_every and checkpoint_seconds of 0 or more")
+def _check_options(options: RunOptions) -> list[int]:
+    """Looks at the numbers before anything is read or written; returns the seeds."""
+    if options.updates < 1:
+        raise ConfigError(f"expected updates of at least 1, got {options.updates}")
+    for name, published in (("eval_episodes", seed_ranges.SELECTION), ("final_episodes", seed_ranges.REPORTING)):
+        if not 1 <= getattr(options, name) <= len(published):
+            raise ConfigError(f"expected {name} of 1 to {len(published)}, got {getattr(options, name)}")
+    for name in ("eval_every", "checkpoint_seconds", "workers"):
+        if getattr(options, name) < 0:
+            raise ConfigError(f"expected {name} of 0 or more, got {getattr(options, name)}")
+    if options.horizon is not None and options.horizon < 1:
+        raise ConfigError(f"expected horizon of at least 1, got {options.horizon}")
+    return seed_list(options.seeds)
 
 
 def _data_options(task: Task, options: RunOptions) -> dict[str, Any]:
@@ -182,30 +205,21 @@ def _check_shapes(task: Task, spec: envs.EnvSpec, data: Any) -> None:
         )
 
 
-def _cell(job: Job, composed: Composed, swept: dict[str, float]) -> dict[str, Any]:
-    env = None
-    if job.task["env"] is not None:
-        options = job.settings["env_options"]
-        env = {"id": job.task["env"], "version": envs.env_spec(job.task["env"], **options).version}
-        if options:
-            env["options"] = options
-    method = composed.method
-    return {
+def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+    """Every cell of a configuration, with the swept values that make it."""
+    settings = job.settings
+    common = {
         "task": {"name": job.task["name"], "version": job.task["version"]},
         "data": job.data["identity"],
-        "env": env,
-        "method": {
-            "name": method.name,
-            "version": method.version,
-            "file_sha256": registry.file_sha256(method.name),
-        },
-        "config": {**composed.config, **swept},
         "evaluation": {
-            "every": job.settings["eval_every"],
-            "episodes": job.settings["eval_episodes"],
-            "final_episodes": job.settings["final_episodes"],
+            "every": settings["eval_every"],
+            "episodes": settings["eval_episodes"],
+            "final_episodes": settings["final_episodes"],
             "final_first_seed": seed_ranges.REPORTING[0],
         },
-        "protocol": {"name": PROTOCOL, "updates": {PROTOCOL: job.settings["updates"]}},
-        "protocol_version": PROTOCOL_VERSION,
+        "protocol": {"name": PROTOCOL, "updates": {PROTOCOL: settings["updates"]}},
+        **rules(composed.method, job.task["env"], settings["env_options"]),
     }
+    for values in itertools.product(*composed.swept.values()):
+        swept = dict(zip(composed.swept, values, strict=True))
+        yield {**common, "config": {**composed.config, **swept}}, swept

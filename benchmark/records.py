@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,9 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "final": (dict, type(None)),
     "curves_sha256": str,
 }
+_REPORT = ("score_min", "score_max", "score_source", "behaviour_return", "data_status", "horizon")
 _CELL = ("task", "data", "env", "method", "config", "evaluation", "protocol", "protocol_version")
+_CELL_PARTS = (("task", "name"), ("task", "version"), ("method", "name"), ("evaluation", "final_episodes"))
 
 
 class RecordError(ValueError):
@@ -185,6 +188,7 @@ def validate(result: dict[str, Any], where: Path) -> None:
         if key not in result or not isinstance(result[key], kind) or isinstance(result[key], bool):
             raise RecordError(f"{where}: expected {key} of type {kind}, found {result.get(key)!r}")
     missing = [key for key in _CELL if key not in result["cell"]]
+    missing += [f"{part}/{key}" for part, key in _CELL_PARTS if key not in (result["cell"].get(part) or {})]
     if missing:
         raise RecordError(f"{where}: the cell lacks {', '.join(missing)}")
     if identity(result["cell"]) != result["cell_id"]:
@@ -194,12 +198,28 @@ def validate(result: dict[str, Any], where: Path) -> None:
         )
     if result["status"] not in ("finished", "failed"):
         raise RecordError(f"{where}: expected status finished or failed, found {result['status']!r}")
-    final = result["final"]
-    if final is not None:
-        returns = np.asarray(final.get("returns"), dtype=np.float64)
-        expected = result["cell"]["evaluation"]["final_episodes"]
-        if returns.shape != (expected,) or not np.isfinite(returns).all():
-            raise RecordError(f"{where}: expected {expected} finite final returns, found shape {returns.shape}")
+    lacking = [key for key in _REPORT if key not in result["report"]]
+    if lacking:
+        raise RecordError(f"{where}: the report lacks {', '.join(lacking)}")
+    if (result["status"] == "failed") != (result["failure"] is not None):
+        raise RecordError(f"{where}: status {result['status']} does not go with failure {result['failure']!r}")
+    _check_final(result, where)
+
+
+def _check_final(result: dict[str, Any], where: Path) -> None:
+    final, cell = result["final"], result["cell"]
+    expected = None
+    if result["status"] == "finished" and cell["env"] is not None:
+        expected = cell["evaluation"]["final_episodes"]
+    if (final is None) != (expected is None):
+        raise RecordError(f"{where}: expected {expected or 'no'} final returns, found {final!r}")
+    for key in ("returns", "lengths", "costs") if final is not None else ():
+        values = final.get(key)
+        if key == "costs" and values is None:
+            continue
+        numbers = isinstance(values, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        if not numbers or len(values) != expected:
+            raise RecordError(f"{where}: expected {expected} finite final {key}, found {str(values)[:80]}")
 
 
 def write_record(out: Path, result: dict[str, Any], curves: dict[str, np.ndarray], provenance: dict[str, Any]) -> Path:
@@ -218,6 +238,7 @@ def write_record(out: Path, result: dict[str, Any], curves: dict[str, np.ndarray
     }
     path = record_path(out, result["cell_id"], result["seed"])
     validate(result, path / RESULT)
+    files.remove_leftovers(path.parent, path.name)
     payload = {RESULT: files.to_json(result), CURVES: curve_bytes, PROVENANCE: files.to_json(provenance)}
     try:
         files.write_folder(path, payload)
@@ -264,13 +285,13 @@ def scan(out: Path) -> Scan:
     Raises:
         RecordError: if the folder holds no results, or a record of an unknown schema.
     """
-    from offon.benchmark.runs import planned_replicas
+    from offon.benchmark.runs import list_runs, planned_replicas
 
     found = Scan()
     if not (out / "records").is_dir() and not (out / "runs").is_dir():
         raise RecordError(f"no results in {out}: expected a folder written by `offon run … out={out}`")
     for path in sorted((out / "records").glob("*/seed-*")):
-        if files.TEMPORARY in path.name or ".broken-" in path.name:
+        if files.TEMPORARY in path.name or files.BROKEN in path.name:
             continue
         try:
             found.records.append(read_record(path))
@@ -279,8 +300,10 @@ def scan(out: Path) -> Scan:
         except RecordError as error:
             found.broken.append(Broken(path, str(error)))
     present = {(record.cell_id, record.seed) for record in found.records}
+    jobs, unreadable = list_runs(out)
+    found.broken += unreadable
     unique = {}
-    for planned in planned_replicas(out):
+    for planned in planned_replicas(jobs):
         if (planned.cell_id, planned.seed) not in present:
             unique.setdefault((planned.cell_id, planned.seed), planned)
     found.planned = list(unique.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from offon.benchmark import runs
@@ -23,7 +24,10 @@ def _facts(job: runs.Job) -> dict[str, object]:
 
 def show_all(out: Path, as_json: bool) -> int:
     """Lists the runs of a results folder with state and disk use."""
-    listed = [_facts(job) for job in runs.list_runs(out)]
+    readable, broken = runs.list_runs(out)
+    for unreadable in broken:
+        print(unreadable.reason, file=sys.stderr)
+    listed = [_facts(job) for job in readable]
     if as_json:
         print(json.dumps(listed, indent=1))
         return 0
@@ -49,7 +53,7 @@ def resume(names: list[str], out: Path, workers: int) -> int:
     from offon.benchmark.progress import make_progress
     from offon.benchmark.runner import execute
 
-    jobs = [job for job in (_chosen(names, out) if names else runs.list_runs(out)) if not job.is_done()]
+    jobs = [job for job in (_chosen(names, out) if names else runs.list_runs(out)[0]) if not job.is_done()]
     if not jobs:
         print(f"nothing to resume in {out}")
         return 0

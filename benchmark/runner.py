@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,8 +51,9 @@ def _in_workers(jobs: list[Job], workers: int, emit: Callable[[dict[str, Any]], 
     with _listening(stop):
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=worker_main, args=(theirs,))
-            process.start()
+            process = context.Process(target=worker_main, args=(theirs, os.getpid()))
+            with _deaf_to_ctrl_c():
+                process.start()
             theirs.close()
             links[ours] = process
             _give_next(ours, waiting, current)
@@ -68,8 +70,9 @@ def _in_workers(jobs: list[Job], workers: int, emit: Callable[[dict[str, Any]], 
                     event = json.loads(link.recv_bytes())
                 except (EOFError, ConnectionResetError):
                     run_id = current.pop(link)
-                    statuses[run_id] = "interrupted"
-                    emit({"event": "error", "run_id": run_id, "message": "its worker process died; resume the run"})
+                    if not told:  # else it was stopped before it listened
+                        statuses[run_id] = "failed"
+                        emit({"event": "error", "run_id": run_id, "message": "its worker process died; resume the run"})
                     continue
                 if event["event"] != "job_end":
                     emit(event)
@@ -100,3 +103,13 @@ def _listening(stop: StopFlag) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """A process started meanwhile ignores Ctrl-C until it has a handler of its own, instead of dying of it."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

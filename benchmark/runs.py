@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from offon.benchmark import files
 from offon.benchmark.claims import is_claimed
-from offon.benchmark.records import Planned, RecordError, identity, record_path
+from offon.benchmark.records import Broken, Planned, RecordError, UnknownSchemaError, identity, record_path
 
 RUN_SCHEMA = 1
 _RUN_FILE = "run.json"
@@ -59,19 +60,26 @@ class Job:
         """One seed per replica."""
         return [replica.seed for replica in self.replicas]
 
+    def members(self) -> set[tuple[str, int]]:
+        """(cell, seed) of every replica."""
+        return {(replica.cell_id, replica.seed) for replica in self.replicas}
+
+    def has_checkpoint(self) -> bool:
+        """Whether something stands to go on from."""
+        return any(self.folder.glob("checkpoint-*.safetensors"))
+
     def is_done(self) -> bool:
         """Whether every replica has a record."""
         return all(record_path(self.out, replica.cell_id, replica.seed).exists() for replica in self.replicas)
 
     def write(self) -> None:
-        """Writes the run folder with the full resolved configuration."""
-        if not (self.folder / _RUN_FILE).exists():
-            value = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("out", "replicas")}
-            replicas = [[replica.cell_id, replica.seed, replica.swept] for replica in self.replicas]
-            files.write_json(
-                self.folder / _RUN_FILE,
-                {**value, "schema_version": RUN_SCHEMA, "run_id": self.run_id, "replicas": replicas},
-            )
+        """Writes the run folder with the full resolved configuration; only what differs is written again."""
+        value = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("out", "replicas")}
+        replicas = [[replica.cell_id, replica.seed, replica.swept] for replica in self.replicas]
+        path = self.folder / _RUN_FILE
+        data = files.to_json({**value, "schema_version": RUN_SCHEMA, "run_id": self.run_id, "replicas": replicas})
+        if not path.exists() or path.read_bytes() != data:
+            files.write_bytes(path, data)
 
 
 def read_run(folder: Path) -> Job:
@@ -83,18 +91,37 @@ def read_run(folder: Path) -> Job:
     path = folder / _RUN_FILE
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: not a readable run ({error}); `offon runs list` shows all runs") from error
-    if value.pop("schema_version", None) != RUN_SCHEMA:
-        raise RecordError(f"{path}: written by another version of OffOn (expected run schema {RUN_SCHEMA})")
-    value.pop("run_id")
-    replicas = tuple(Replica(*entry) for entry in value.pop("replicas"))
-    return Job(out=folder.parent.parent, replicas=replicas, **value)
+        schema, written = value.pop("schema_version"), value.pop("run_id")
+        if schema != RUN_SCHEMA:
+            raise UnknownSchemaError(f"{path}: run schema {schema} is not known here (this OffOn writes {RUN_SCHEMA})")
+        replicas = tuple(Replica(*entry) for entry in value.pop("replicas"))
+        job = Job(out=folder.parent.parent, replicas=replicas, **value)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UnknownSchemaError):
+            raise
+        raise RecordError(
+            f"{path}: not a readable run ({type(error).__name__}: {error}); repeat the `offon run` command to write "
+            "it again, or remove the folder (finished records stand elsewhere)"
+        ) from error
+    if not written == job.run_id == folder.name:
+        raise RecordError(f"{path}: expected run {folder.name}, found {written}: altered or renamed; restore it")
+    return job
 
 
-def list_runs(out: Path) -> list[Job]:
-    """All runs of a results folder, by id; folders without a plan (still being made) are not runs yet."""
-    return [read_run(path.parent) for path in sorted((out / "runs").glob(f"*/{_RUN_FILE}"))]
+def list_runs(out: Path) -> tuple[list[Job], list[Broken]]:
+    """All runs of a results folder, by id, and those that cannot be read.
+
+    Folders without a plan (still being made) are not runs yet.
+    """
+    jobs, broken = [], []
+    for path in sorted((out / "runs").glob(f"*/{_RUN_FILE}")):
+        try:
+            jobs.append(read_run(path.parent))
+        except UnknownSchemaError:
+            raise
+        except RecordError as error:
+            broken.append(Broken(path, str(error)))
+    return jobs, broken
 
 
 def find_run(name: str, out: Path) -> Job:
@@ -103,13 +130,15 @@ def find_run(name: str, out: Path) -> Job:
     Raises:
         RecordError: if there is none, or several.
     """
-    if (Path(name) / _RUN_FILE).is_file():
-        return read_run(Path(name))
+    if name and (Path(name) / _RUN_FILE).is_file():
+        return read_run(Path(name).resolve())
     matches = sorted((out / "runs").glob(f"{name}*/{_RUN_FILE}")) if name and "/" not in name else []
     if len(matches) != 1:
         found = "none" if not matches else ", ".join(path.parent.name for path in matches)
         where = out / "runs"
-        raise RecordError(f"expected one run named {name!r} in {where}, found {found}; `offon runs list` shows them")
+        raise RecordError(
+            f"expected one run named {name!r} in {where}, found {found}; `offon runs list --out {out}` shows them"
+        )
     return read_run(matches[0].parent)
 
 
@@ -119,12 +148,12 @@ def state_of(job: Job) -> str:
         return "finished"
     if any(is_claimed(job.out, replica.cell_id, replica.seed) for replica in job.replicas):
         return "running"
-    return "interrupted" if any(job.folder.glob("checkpoint-*.safetensors")) else "pending"
+    return "interrupted" if job.has_checkpoint() else "pending"
 
 
-def planned_replicas(out: Path) -> Iterator[Planned]:
-    """The replicas of every unfinished run."""
-    for job in list_runs(out):
+def planned_replicas(jobs: Iterable[Job]) -> Iterator[Planned]:
+    """The replicas of the unfinished ones among some runs."""
+    for job in jobs:
         if not job.is_done():
             state = state_of(job)
             for replica in job.replicas:
@@ -148,4 +177,8 @@ def remove_run(job: Job, with_records: bool = False) -> None:
 
 def disk_use(job: Job) -> int:
     """Bytes in the run folder."""
-    return sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
+    total = 0
+    for path in job.folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a checkpoint that has just been replaced
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -9,8 +9,6 @@ from offon.algorithms.interface import Algorithm
 from offon.algorithms.noise import Noise
 from offon.benchmark.replay import Replay
 
-_WARMUP = 3  # calls on a side stream before a capture, as CUDA graphs want; undone from a snapshot
-
 
 def snapshot(method: torch.nn.Module) -> dict[str, Tensor]:
     """A copy of all state."""
@@ -73,12 +71,15 @@ class Stepper:
         return {name: torch.stack(values).sum(0) for name, values in seen.items()}
 
     def _capture(self, first_update: int) -> None:
-        """Records one chunk; the warm-up calls are undone, and a capture itself runs nothing."""
+        """Records one chunk; a capture itself runs nothing.
+
+        Before it a whole chunk is run on a side stream, so that every draw is known, and undone from a snapshot.
+        """
         before = snapshot(self.method)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._updates(max(_WARMUP, 2))
+            self._updates(self.noise.chunk)
         torch.cuda.current_stream().wait_stream(side)
         restore(self.method, before)
         self.noise.begin_chunk(first_update)  # draws whose names the warm-up has just made known

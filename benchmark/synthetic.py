@@ -55,12 +55,12 @@ def chain_transitions(good: float, episodes: int = 128) -> Transitions:
             if goal:
                 break
             state = following
-    state, action, following, terminated, truncated = (torch.tensor(column) for column in zip(*rows, strict=True))
+    states, actions, next_states, terminated, truncated = (torch.tensor(column) for column in zip(*rows, strict=True))
     return Transitions(
-        obs=_one_hot(state),
-        action=action.float()[:, None],
+        obs=_one_hot(states),
+        action=actions.float()[:, None],
         reward=-torch.ones(len(rows)),
-        next_obs=_one_hot(following),
+        next_obs=_one_hot(next_states),
         terminated=terminated.float(),
         truncated=truncated.float(),
         starts=torch.tensor(starts),

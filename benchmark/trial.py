@@ -183,8 +183,8 @@ def matrices(name: str, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def generator_states() -> tuple:
     """The states of the global random generators."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return torch.get_rng_state().tolist(), random.getstate(), name, keys.tolist(), rest
+    numpy_state = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().tolist(), random.getstate(), numpy_state["key"].tolist(), numpy_state["pos"]
 
 
 def expect(holds: bool, otherwise: str) -> None:

@@ -58,21 +58,21 @@ def train_job(job: Job, emit: Emit, should_stop: Callable[[], bool]) -> str:
             return "finished"
         emit({"event": "interrupted", **about})
         return "interrupted"
-    except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        emit({"event": "error", "message": f"{type(error).__name__}: {error}", **about})
+    except Exception as error:  # whatever a plug-in's code does wrong: the other runs go on
         if os.environ.get("OFFON_DEBUG"):
             raise
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}", **about})
         return "failed"
     finally:
         claim.release()
 
 
-def worker_main(link: Connection) -> None:
+def worker_main(link: Connection, scheduler: int) -> None:
     """The body of a worker process: trains the runs whose folders come through `link` until it closes.
 
     Events go back as JSON, one message each; the last of a run is `job_end`.
     """
-    _die_with_parent()
+    _die_with(scheduler)
     stop = StopFlag()
     stop.install()
 
@@ -88,11 +88,11 @@ def worker_main(link: Connection) -> None:
         send({"event": "job_end", "run_id": Path(folder).name, "status": status})
 
 
-def _die_with_parent() -> None:
-    """On Linux the kernel ends a worker whose scheduler was killed, so that its claims are free at once."""
+def _die_with(scheduler: int) -> None:
+    """On Linux the kernel ends a worker whose scheduler (a process id) was killed: its claims are free at once."""
     try:
         ctypes.CDLL("libc.so.6").prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except (OSError, AttributeError):
         return  # elsewhere the worker finishes its run and finds its queue gone
-    if os.getppid() == 1:
-        os._exit(1)  # the scheduler died before the line above
+    if os.getppid() != scheduler:
+        os._exit(1)  # it died before the line above

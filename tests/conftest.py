@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+
 from offon.algorithms import registry
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
@@ -12,8 +13,8 @@ torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 @pytest.fixture
 def own_registry(monkeypatch):
     """The methods of the package; what a test registers is forgotten after it."""
-    registry.load_all()
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    own = {name: each for name, each in registry.load_all().items() if each.__module__.startswith("offon.algorithms.")}
+    monkeypatch.setattr(registry, "_METHODS", own)
     monkeypatch.setattr(registry, "_FILES", dict(registry._FILES))
     before = set(sys.modules)
     yield registry

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from offon.algorithms.nn import MLP, Adam, ema_
 from offon.algorithms.noise import Noise
 
@@ -69,11 +70,11 @@ def test_gradients_are_those_of_plain_networks(sizes, ensemble):
     mlp(x).square().sum().backward()
     for replica in range(3):
         theirs = x.detach()[replica].requires_grad_()
-        nets = [replica_of(mlp, replica)] if ensemble is None else [replica_of(mlp, replica, e) for e in range(ensemble)]
+        members = [(replica,)] if ensemble is None else [(replica, member) for member in range(ensemble)]
+        nets = [replica_of(mlp, *index) for index in members]
         sum(net(theirs).square().sum() for net in nets).backward()
         torch.testing.assert_close(x.grad[replica], theirs.grad, rtol=1e-4, atol=1e-5)
-        for member, net in enumerate(nets):
-            index = (replica,) if ensemble is None else (replica, member)
+        for index, net in zip(members, nets, strict=True):
             linears = [layer for layer in net if isinstance(layer, torch.nn.Linear)]
             for layer, linear in enumerate(linears):
                 torch.testing.assert_close(mlp.weights[layer].grad[index], linear.weight.grad.T, rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from offon.algorithms import noise as noise_module
 from offon.algorithms.noise import ActNoise, Noise, key_of
 
@@ -140,7 +141,8 @@ def test_a_growing_bound_may_be_a_tensor():
     assert noise.integers("rows", size, 200).max() < 10
     size.fill_(1000)
     noise.begin_chunk(50)
-    assert torch.equal(noise.integers("rows", size, 200), chunk_of((0,), "offline", 50, "rows", "integers", (200,), (1000,))[:, 0])
+    fresh = chunk_of((0,), first=50, name="rows", kind="integers", shape=(200,), args=(1000,))
+    assert torch.equal(noise.integers("rows", size, 200), fresh[:, 0])
 
 
 def test_normals_have_their_moments():

@@ -23,7 +23,8 @@ def example(tmp_path):
     return path
 
 
-def test_readme_example_keeps_the_contract_in_under_60_lines(example):
+@pytest.mark.slow
+def test_readme_example_keeps_the_contract_in_under_60_lines(example, own_registry):
     assert len(example.read_text(encoding="utf-8").splitlines()) < 60
     outcomes = list(check(registry.get(str(example))))
     assert [outcome for outcome in outcomes if outcome.state == "failed"] == []

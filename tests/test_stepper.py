@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from offon.algorithms.bc import BC
 from offon.algorithms.interface import Rows
 from offon.algorithms.td3_bc import TD3BC

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from offon.algorithms.interface import Spec
 from offon.algorithms.losses import critic_loss, mse_loss, td_target
 from offon.algorithms.td3_bc import TD3BC, actor_loss, smoothed_action
@@ -55,7 +56,8 @@ def test_target_and_critic_loss_worked_by_hand():
 
 
 def test_a_terminal_row_has_no_future_and_a_cut_one_has():
-    target = td_target(torch.tensor([[-1.0, -1.0]]), torch.tensor([[0.0, 1.0]]), torch.full((1, 2), -21.0), torch.tensor([[0.99]]))
+    reward, terminated = torch.full((1, 2), -1.0), torch.tensor([[0.0, 1.0]])
+    target = td_target(reward, terminated, torch.full((1, 2), -21.0), torch.full((1, 1), 0.99))
     assert target.flatten().tolist() == pytest.approx([-21.79, -1.0], **EXACT)
 
 

@@ -1,0 +1,162 @@
+"""Evaluation speed: environment steps per CPU-second on one thread, against one environment stepped by itself.
+
+Three groups per simulator: "steps" alone; whole "episodes", with their resets; and "evaluation" of R policies on E
+episodes each. Gymnasium environments have the last alone: their steps are their own. As a program, this module is one
+contestant.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+from offon.benchmark import bench_peers, device
+from offon.benchmark.bench_contest import Contestant, own_command
+
+SIMULATORS = ("neorl2/DMSD", "neorl2/Pipeline")
+GYMNASIUM = ("gymnasium/Pendulum-v1",)
+BATCHES = (1, 100, 1000)
+POLICIES = ((1, 10), (1, 100), (10, 100))  # R and E
+REFERENCE = "own single-env reference"
+_STEPS = 100  # asked for together
+_ACTIONS = 64  # different ones, taken in turn
+
+
+def contestants() -> list[Contestant]:
+    """Ours and the single environments, group by group."""
+    found = []
+    for env in SIMULATORS:
+        found += [_contestant(REFERENCE, "steps", env)] + [_contestant("offon", "steps", env, n) for n in BATCHES]
+        found += [_contestant(REFERENCE, "episodes", env), _contestant("offon", "episodes", env, BATCHES[-1])]
+    for env in (*SIMULATORS, *GYMNASIUM):
+        found.append(_contestant(REFERENCE, "evaluation", env))
+        found += [_contestant("offon", "evaluation", env, episodes, replicas) for replicas, episodes in POLICIES]
+    return found
+
+
+def _contestant(who: str, kind: str, env: str, n: int = 1, replicas: int = 1) -> Contestant:
+    size = "" if who != "offon" else f"R={replicas} E={n}" if kind == "evaluation" else f"N={n}"
+    job = {"kind": kind, "env": env, "n": n, "replicas": replicas, "single": who != "offon"}
+    return Contestant(who, f"{kind} {env}", size, own_command("bench_evaluate"), job)
+
+
+def evaluation(job: dict[str, Any]) -> tuple[dict[str, Any], bench_peers.Run]:
+    """One contestant: what it does in a unit of work, and how many environment steps that is."""
+    import torch
+
+    from offon import envs
+
+    device.configure("cpu", "default")
+    spec = envs.env_spec(job["env"])
+    prepare = {
+        ("steps", True): _single_steps,
+        ("steps", False): _batched_steps,
+        ("episodes", True): _single_episodes,
+        ("episodes", False): _batched_episodes,
+        ("evaluation", True): _single_evaluation,
+        ("evaluation", False): _batched_evaluation,
+    }
+    run = prepare[job["kind"], job["single"]](job, spec)
+    alone = job["kind"] == "steps"
+    facts = {
+        "chunk": _STEPS if alone else 1,
+        "yield": job["n"] if alone else job["n"] * job["replicas"] * spec.horizon,
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__},
+    }
+    return facts, run
+
+
+def _actions(n: int, act_dim: int) -> Any:
+    import torch
+
+    return torch.rand(_ACTIONS, n, act_dim, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+
+
+def _single_steps(job: dict[str, Any], spec: Any) -> bench_peers.Run:
+    from offon.benchmark.bench_reference import single_env
+
+    env, actions = single_env(job["env"]), _actions(1, spec.act_dim).numpy()[:, 0]
+    env.reset(0)
+
+    def run(units: int) -> None:
+        for step in range(units):
+            env.step(actions[step % _ACTIONS])
+
+    return run
+
+
+def _batched_steps(job: dict[str, Any], spec: Any) -> bench_peers.Run:
+    from offon import envs
+
+    env, actions = envs.make(job["env"], job["n"]), _actions(job["n"], spec.act_dim)
+    env.reset(None, range(job["n"]))
+
+    def run(units: int) -> None:
+        for step in range(units):
+            env.step(actions[step % _ACTIONS])
+
+    return run
+
+
+def _single_episodes(job: dict[str, Any], spec: Any) -> bench_peers.Run:
+    from offon.benchmark.bench_reference import single_env
+
+    env, actions, seeds = single_env(job["env"]), _actions(1, spec.act_dim).numpy()[:, 0], count()
+
+    def run(units: int) -> None:
+        for _ in range(units):
+            env.reset(next(seeds))
+            for step in range(spec.horizon):
+                env.step(actions[step % _ACTIONS])
+
+    return run
+
+
+def _batched_episodes(job: dict[str, Any], spec: Any) -> bench_peers.Run:
+    from offon import envs
+
+    env, actions, seeds = envs.make(job["env"], job["n"]), _actions(job["n"], spec.act_dim), count()
+
+    def run(units: int) -> None:
+        for _ in range(units):
+            env.reset(None, [next(seeds) for _ in range(job["n"])])
+            for step in range(spec.horizon):
+                env.step(actions[step % _ACTIONS])
+
+    return run
+
+
+def _single_evaluation(job: dict[str, Any], spec: Any) -> bench_peers.Run:
+    from offon.benchmark.bench_reference import single_env, single_policy
+
+    env, act, seeds = single_env(job["env"]), single_policy(spec.obs_dim, spec.act_dim), count()
+
+    def run(units: int) -> None:
+        for _ in range(units):
+            obs, over = env.reset(next(seeds)), False
+            while not over:
+                obs, _, terminated, truncated = env.step(act(obs))
+                over = terminated or truncated
+
+    return run
+
+
+def _batched_evaluation(job: dict[str, Any], spec: Any) -> bench_peers.Run:
+    from offon.algorithms.bc import BC
+    from offon.algorithms.interface import Spec
+    from offon.benchmark.evaluator import Policy, evaluate
+
+    config = BC.Config(normalize_obs=False)
+    policy = Policy(BC(Spec(spec.obs_dim, spec.act_dim), config, range(job["replicas"])), {})
+    seeds = count()
+
+    def run(units: int) -> None:
+        for _ in range(units):
+            evaluate(policy, job["env"], [next(seeds) for _ in range(job["n"])])
+
+    return run
+
+
+if __name__ == "__main__":
+    bench_peers.serve(evaluation)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from offon.algorithms.interface import Method, Spec
+from offon.benchmark import seeds
+from offon.benchmark.evaluator import Policy, evaluate
+
+
+class Drifter(Method):
+    """Acts by its own noise, the step and a memory of the last reward."""
+
+    def __init__(self, replica_seeds=(0, 1), normalize_obs=False):
+        super().__init__(Spec(6, 2), Method.Config(normalize_obs=normalize_obs), replica_seeds)
+        self.seen = []
+
+    def memory(self, n):
+        return {"total": torch.zeros(self.replicas, n)}
+
+    def act(self, x, noise, mode):
+        self.seen.append((x.obs.clone(), x.t.clone(), x.memory["total"].clone(), mode))
+        x.memory["total"] += x.reward
+        return torch.tanh(noise.normal("drift", 2) + x.memory["total"][..., None])
+
+
+def play(method, episodes, **options):
+    return evaluate(Policy(method, {}), "neorl2/DMSD", episodes, **options)
+
+
+def test_one_return_per_replica_and_seed():
+    found = play(Drifter(), [5, 6, 7])
+    assert found.returns.shape == found.lengths.shape == (2, 3) and found.costs is None
+    assert (found.lengths == 100).all() and found.returns.dtype == float
+
+
+def test_noise_depends_on_replica_seed_episode_seed_and_step_only():
+    together = play(Drifter((0, 1)), [5, 6, 7])
+    apart = play(Drifter((0, 3)), [6])
+    assert apart.returns[0, 0] == together.returns[0, 1]
+    assert len({*together.returns.ravel()}) == 6
+
+
+def test_evaluating_twice_gives_the_same_and_leaves_global_randomness_alone():
+    before = torch.get_rng_state()
+    one, other = play(Drifter(), [5, 6]), play(Drifter(), [5, 6])
+    assert one.returns.tolist() == other.returns.tolist()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_policy_sees_step_last_reward_and_its_memory_and_acts_in_mode_eval():
+    method = Drifter()
+    play(method, [5])
+    assert [int(t[0, 0]) for _, t, _, _ in method.seen] == list(range(100))
+    assert {mode for *_, mode in method.seen} == {"eval"}
+    assert method.seen[0][2].abs().sum() == 0 and method.seen[-1][2][0, 0] != 0
+
+
+def test_rows_are_padded_to_a_multiple_of_64():
+    for episodes, rows in ((1, 64), (64, 64), (65, 128)):
+        method = Drifter((0,))
+        play(method, list(range(episodes)))
+        assert method.seen[0][0].shape == (1, rows, 6)
+
+
+def test_observations_are_normalised_as_the_data_was():
+    method = Drifter(normalize_obs=True)
+    policy = Policy(method, {"obs_mean": torch.full((6,), 2.0), "obs_std": torch.full((6,), 0.499)})
+    evaluate(policy, "neorl2/DMSD", [5])
+    plain = Drifter()
+    play(plain, [5])
+    assert torch.allclose(method.seen[0][0][:, 0], (plain.seen[0][0][:, 0] - 2.0) / 0.5)
+
+
+def test_the_horizon_may_be_given():
+    assert (play(Drifter(), [5], env_options={"horizon": 7}).lengths == 7).all()
+
+
+@pytest.mark.parametrize("count", [0, -1, 1_000_001])
+def test_a_range_of_seeds_has_an_end(count):
+    with pytest.raises(ValueError, match=f"expected 1 to 1000000 episodes, got {count}"):
+        seeds.episode_seeds(seeds.REPORTING, count)
+
+
+def test_training_selection_and_reporting_share_no_seed():
+    ranges = (seeds.TRAINING, seeds.SELECTION, seeds.REPORTING)
+    assert all(a.stop <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
+    assert seeds.episode_seeds(seeds.REPORTING, 3) == [2_000_000, 2_000_001, 2_000_002]
