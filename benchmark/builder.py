@@ -143,7 +143,7 @@ def try_out(job: Job, data: Loaded, replicas: list[Replica]) -> None:
     """Builds the method and makes one update, so that what it refuses is an error before anything is written.
 
     Raises:
-        ValueError: if a setting is wrong, or a swept field is one that replicas cannot differ in.
+        ValueError: if the method does not run with its settings.
     """
     phase = job.settings["protocol"]
     try:
@@ -156,10 +156,4 @@ def try_out(job: Job, data: Loaded, replicas: list[Replica]) -> None:
         if os.environ.get("OFFON_DEBUG"):
             raise
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        swept = ", ".join(replicas[0].swept)
-        if not swept:
-            raise ValueError(f"{job.label} does not run with these settings ({reason})") from error
-        raise ValueError(
-            f"{job.label} cannot train replicas that differ in {swept} ({reason}); "
-            "give the values as a comma list with -m: one run for each"
-        ) from error
+        raise ValueError(f"{job.label} does not run with these settings ({reason})") from error

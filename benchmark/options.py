@@ -30,6 +30,7 @@ class RunOptions:
     out: str = "runs"  # folder of records, run folders and claims
     workers: int = 0  # processes; 0: one per core (one on a GPU)
     device: str = "auto"  # auto, cpu or cuda
+    matmul: str = "auto"  # route of CPU matrix products: auto (the faster, chosen once per folder), default or onednn
     checkpoint_seconds: float = 30.0  # seconds between checkpoints
     progress: str = "auto"  # auto, rich, json (one line per event) or quiet
 

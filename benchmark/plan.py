@@ -52,7 +52,7 @@ def _add(plan: Plan, composed: Composed) -> None:
     template, loaded = _template(composed, out, kind)
     cells = {identity(cell): (cell, swept) for cell, swept in _cells(template, composed)}
     try_out(template, loaded, [Replica(cell_id, 0, swept) for cell_id, (_, swept) in cells.items()])
-    template = replace(template, matmul=devices.choose_route(out, kind))  # the first that is written to `out`
+    template = replace(template, matmul=devices.choose_route(out, kind, composed.options.matmul))  # the first that is written to `out`
     wanted = [Replica(cell_id, seed, swept) for cell_id, (_, swept) in cells.items() for seed in seeds]
     taken = plan.members()
     open_ = [r for r in wanted if (r.cell_id, r.seed) not in taken and not _has_record(plan, out, r)]
@@ -127,7 +127,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded]:
     task = _task(options)
     data = {"dataset": task.dataset, "options": _data_options(task, options)}
     loaded = load_data(data, to_config(composed.method, composed.config))
-    env_options = {"horizon": options.horizon} if options.horizon and task.env else {}
+    env_options = _env_options(task, options)
     if task.env is not None:
         spec = envs.env_spec(task.env, **env_options)
         _check_shapes(task, spec, loaded.original)
@@ -168,6 +168,14 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded]:
         checkpoint_seconds=options.checkpoint_seconds,
     )
     return job, loaded
+
+
+def _env_options(task: Task, options: RunOptions) -> dict[str, Any]:
+    if options.horizon is None or task.env is None:
+        return {}
+    if task.env in envs.ENV_IDS:
+        raise ConfigError(f"{task.env} has a horizon of its own, {envs.env_spec(task.env).horizon}: leave horizon= out")
+    return {"horizon": options.horizon}
 
 
 def _check_options(options: RunOptions) -> list[int]:

@@ -88,7 +88,8 @@ def own_task(
         raise TaskError(
             f"expected two different scores or none, got score_min={score_min} and score_max={score_max}"
         )
-    if env is not None and env not in ENV_IDS and not env.startswith("gymnasium/"):
+    ours = {known.split("/")[0] for known in (*ENV_IDS, "gymnasium/")}
+    if env is not None and env.split("/")[0] not in ours:
         env = f"gymnasium/{env}"
     source = "given on the command line" if score_min is not None else "none: raw returns"
     return Task(f"own/{Path(dataset).stem}", 1, dataset, env, horizon, score_min, score_max, source)

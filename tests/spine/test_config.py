@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 
+from offon.algorithms.iql import IQL
 from offon.algorithms.registry import load_all
 from offon.benchmark.config import ConfigError, expand, seed_list
 from offon.benchmark.options import RunOptions, describe_fields, field_docs
@@ -27,7 +28,8 @@ REFUSED = {
     "algorithm.policy=[gaussian]": "algorithm.policy: ",
     "algorithm.expectile=[]": "expected numbers in algorithm.expectile",
     "algorithm.expectile=[low,high]": "expected numbers in algorithm.expectile",
-    "algorithm.batch_size=[16,32.5]": "expected whole numbers in algorithm.batch_size",
+    "algorithm.batch_size=[16,32]": "algorithm.batch_size of iql must be one number .*comma list and add -m",
+    "algorithm.lr=[1e-3,1e-4]": "algorithm.lr of iql must be one number",
     "algorithm.expectile=[0.7,0.7]": "names a value twice",
     "seeds=3,4": "'seeds=3,4' names several values: add -m to run them all",
     "algorithm=bc,iql": "names several values: add -m",
@@ -94,8 +96,14 @@ def test_what_belongs_to_the_command_has_one_value(override):
 
 def test_a_list_for_a_number_is_a_sweep_over_replicas():
     assert one("algorithm.expectile=[0.7,1]").swept == {"expectile": [0.7, 1.0]}
+
+
+def test_a_swept_whole_number_stays_one(monkeypatch):
+    monkeypatch.setattr(IQL, "SWEEPABLE", ("batch_size",))
     swept = one("algorithm.batch_size=[16,32]").swept["batch_size"]
     assert swept == [16, 32] and all(isinstance(value, int) for value in swept)
+    with pytest.raises(ConfigError, match="expected whole numbers in algorithm.batch_size"):
+        one("algorithm.batch_size=[16,32.5]")
 
 
 @pytest.mark.parametrize("path", ["/tmp/a b.npz", "~/data.npz", "/tmp/x(1).npz", "/tmp/a=b.npz", "it's.npz", "[x].npz"])

@@ -73,7 +73,12 @@ def test_observations_are_normalised_as_the_data_was():
 
 
 def test_the_horizon_may_be_given():
-    assert (play(Drifter(), [5], env_options={"horizon": 7}).lengths == 7).all()
+    method = Drifter()
+    method.spec = Spec(3, 1)
+    policy = Policy(method, {})
+    method.act = lambda x, noise, mode: noise.normal("drift", 1)
+    found = evaluate(policy, "gymnasium/Pendulum-v1", [5], env_options={"horizon": 7})
+    assert (found.lengths == 7).all()
 
 
 @pytest.mark.parametrize("count", [0, -1, 1_000_001])

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from offon import envs
+from offon.benchmark.tasks import TaskError, get_task, load_tasks, own_task
+from offon.datasets.catalogue import DATASETS
+
+
+@pytest.mark.parametrize("task", load_tasks().values(), ids=lambda task: task.name)
+def test_a_task_names_known_data_a_known_simulator_and_a_score(task):
+    assert task.dataset in DATASETS and task.name.count("/") == 1 and task.suite == task.name.split("/")[0]
+    assert task.score_min < task.score_max and task.score_source and task.version >= 1
+    if task.env is None:
+        assert "training only" in task.note
+    else:
+        assert envs.env_spec(task.env).horizon == task.horizon
+
+
+def test_an_unknown_task_is_refused_with_the_nearest():
+    with pytest.raises(TaskError, match="no task named 'neorl2/DMDS'; did you mean 'neorl2/DMSD'.*dataset=FILE"):
+        get_task("neorl2/DMDS")
+
+
+def test_own_data_makes_a_task_of_its_own():
+    task = own_task("/data/log.npz", "Pendulum-v1", None, None, None)
+    assert (task.name, task.env, task.score_min) == ("own/log", "gymnasium/Pendulum-v1", None)
+    assert own_task("log.npz", "neorl2/DMSD", 100, 0.0, 1.0).env == "neorl2/DMSD"
+    assert own_task("log.npz", None, None, None, None).env is None
+
+
+@pytest.mark.parametrize("pair", [(0.0, None), (None, 1.0), (2.0, 2.0)])
+def test_a_reference_needs_two_different_scores(pair):
+    with pytest.raises(TaskError, match="expected two different scores or none"):
+        own_task("log.npz", None, None, *pair)
