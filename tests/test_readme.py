@@ -47,3 +47,9 @@ def test_readme_test_command_is_a_target_of_the_makefile():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_readme_table_is_the_published_board():
+    board = (ROOT / "results/dmsd/board/leaderboard.md").read_text(encoding="utf-8")
+    table = README.split("<!-- table:begin -->")[1].split("<!-- table:end -->")[0].strip()
+    assert len(table.splitlines()) == 5 and table in board

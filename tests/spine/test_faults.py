@@ -152,7 +152,7 @@ def test_own_data_without_a_simulator_is_trained_only_and_the_table_says_so(run,
     assert result["final"] is None and result["cell"]["env"] is None and result["cell"]["task"]["name"] == "own/log"
     assert str(tmp_path) not in json.dumps(result)
     assert offon("leaderboard", tmp_path / "out", "--out", tmp_path / "board").status == 0
-    assert "trained only" in (tmp_path / "board" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| bc | 2/2 | trained only" in (tmp_path / "board" / "leaderboard.md").read_text(encoding="utf-8")
     run_id = next((tmp_path / "out" / "runs").iterdir())
     assert "has no simulator (training only)" in offon("evaluate", run_id).err
 
