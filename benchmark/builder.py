@@ -78,7 +78,7 @@ def method_config(job: Job) -> Any:
 
 def rules(method: type[Method], env_id: str | None, env_options: dict[str, Any]) -> dict[str, Any]:
     """The part of a cell that installed code and plug-in file decide."""
-    env = None
+    env: dict[str, Any] | None = None
     if env_id is not None:
         env = {"id": env_id, "version": envs.env_spec(env_id, **env_options).version}
         if env_options:

@@ -201,7 +201,7 @@ def _resolve(method: type[Method], preset: str | None, overrides: list[str], swe
     label = f"{method.name}/{preset}" if preset else method.name
     for entry in fields(options):
         _finite(entry.name, getattr(options, entry.name))
-    settings = {str(key): _finite(f"algorithm.{key}", value) for key, value in config.items()}
+    settings = {str(key): _finite(f"algorithm.{key!s}", value) for key, value in config.items()}
     return Composed(options, method, label, settings, swept)
 
 

@@ -69,12 +69,12 @@ def choose_route(out: Path, device: str, asked: str = "auto") -> str:
             os.link(temporary, path)  # unlike a rename, never replaces what another process chose
         temporary.unlink()
     try:
-        route = json.loads(path.read_bytes())["matmul"]
+        chosen = json.loads(path.read_bytes())["matmul"]
     except (ValueError, KeyError, TypeError):
-        route = None
-    if route not in ROUTES:
+        chosen = None
+    if chosen not in ROUTES:
         raise ValueError(f"{path}: expected matmul among {ROUTES}, found {path.read_bytes()!r}; restore the file")
-    return route
+    return chosen
 
 
 def _probe_route() -> str:

@@ -71,9 +71,13 @@ def _continue_runs(plan: Plan, template: Job, todo: dict[tuple[str, int], Replic
         if not members & todo.keys() or members & plan.members() or job.is_done() or job.device != template.device:
             continue
         if members <= todo.keys() or job.has_checkpoint():  # else another run has trained some of its replicas
-            where = {"data": {**job.data, "dataset": template.data["dataset"]}}  # files may have moved
-            where["algorithm"] = {**job.algorithm, "file": template.algorithm["file"]}
-            plan.jobs.append(replace(job, **where, checkpoint_seconds=template.checkpoint_seconds))
+            continued = replace(
+                job,
+                data={**job.data, "dataset": template.data["dataset"]},  # files may have moved
+                algorithm={**job.algorithm, "file": template.algorithm["file"]},
+                checkpoint_seconds=template.checkpoint_seconds,
+            )
+            plan.jobs.append(continued)
             for member in members:
                 todo.pop(member, None)
 

@@ -302,7 +302,7 @@ def scan(out: Path) -> Scan:
     present = {(record.cell_id, record.seed) for record in found.records}
     jobs, unreadable = list_runs(out)
     found.broken += unreadable
-    unique = {}
+    unique: dict[tuple[str, int], Planned] = {}
     for planned in planned_replicas(jobs):
         if (planned.cell_id, planned.seed) not in present:
             unique.setdefault((planned.cell_id, planned.seed), planned)

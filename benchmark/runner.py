@@ -51,7 +51,7 @@ def _in_workers(jobs: list[Job], workers: int, emit: Callable[[dict[str, Any]], 
     with _listening(stop):
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=worker_main, args=(theirs, os.getpid()))
+            process: BaseProcess = context.Process(target=worker_main, args=(theirs, os.getpid()))
             with _deaf_to_ctrl_c():
                 process.start()
             theirs.close()

@@ -5,9 +5,9 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("data",), ("runs",), ("new", "algorithm"), ("bench",), ("evaluate",)])
+@pytest.mark.parametrize("command", ["", "run", "data", "runs", "new algorithm", "bench", "evaluate", "leaderboard"])
 def test_every_command_explains_itself(offon, command):
-    done = offon(*command, "--help")
+    done = offon(*command.split(), "--help")
     assert done.status == 0 and "usage: offon" in done.out
 
 
@@ -30,9 +30,9 @@ def test_algorithms_tell_presets_and_settings(offon):
     assert expectile["default"] == "0.7" and expectile["meaning"]
 
 
-@pytest.mark.parametrize("words", [("tasks", "extra"), ("run", "-x"), ("run", "updates=5", "--quiet"), ("rum",), ("runs", "mend")])
+@pytest.mark.parametrize("words", ["tasks extra", "run -x", "run updates=5 --quiet", "rum", "runs mend"])
 def test_unknown_words_are_a_usage_error(offon, words):
-    done = offon(*words)
+    done = offon(*words.split())
     assert done.status == 2 and "usage: offon" in done.err
 
 

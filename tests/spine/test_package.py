@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "envs": {"envs"},
     "datasets": {"datasets"},
     "algorithms": {"algorithms", "datasets.transitions"},
-    "benchmark": {"benchmark", "algorithms", "datasets", "envs"},
+    "benchmark": {"benchmark", "algorithms", "datasets", "envs", "__version__"},
 }
 
 
