@@ -57,8 +57,8 @@ class SinglePipeline:
 
     def step(self, action: np.ndarray) -> Step:
         """Advances by one step."""
-        change = np.float32(np.clip(action[0], -1.0, 1.0))
-        self._gate = np.float32(np.clip(self._gate + change, 0.0, pipeline.MAX_FLOW))
+        change = np.float32(min(max(float(action[0]), -1.0), 1.0))
+        self._gate = np.float32(min(max(float(self._gate + change), 0.0), pipeline.MAX_FLOW))
         self._pipe.append(self._gate)
         self._outlets.appendleft(self._pipe.popleft())
         self._actions.appendleft(change)
