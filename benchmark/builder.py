@@ -147,7 +147,8 @@ def try_out(job: Job, data: Loaded, replicas: list[Replica]) -> None:
     """
     phase = job.settings["protocol"]
     try:
-        method = build_method(replace(job, replicas=tuple(replicas)), data)
+        most = method_class(job.algorithm).max_replicas
+        method = build_method(replace(job, replicas=tuple(replicas[:most])), data)
         assert isinstance(method, Algorithm)
         method.prepare(data.train)
         method.begin(phase)

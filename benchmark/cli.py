@@ -11,7 +11,7 @@ from typing import Any
 
 from offon.benchmark.device import preset_environment
 
-USAGE_ERROR, FAILED, BUSY, INTERRUPTED = 2, 1, 3, 130
+USAGE_ERROR, FAILED, BUSY, INTERRUPTED, BROKEN_PIPE = 2, 1, 3, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return known.function(known)
     except BrokenPipeError:
         sys.stderr.close()
-        return 0
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED

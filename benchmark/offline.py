@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from offon.algorithms.interface import API_VERSION, Algorithm
 from offon.benchmark import checkpoints, provenance, seeds
 from offon.benchmark.builder import assemble, replay_for
 from offon.benchmark.claims import Claim
+from offon.benchmark.curves import Curves
 from offon.benchmark.evaluator import Evaluation, evaluate
 from offon.benchmark.records import RecordError, write_record
 from offon.benchmark.runs import Job
@@ -27,70 +27,6 @@ from offon.benchmark.stepper import Stepper, restore, snapshot
 PHASE = "offline"
 _CURVE_POINTS = 100  # of training metrics, over a run
 _EMIT_SECONDS = 0.5
-
-
-@dataclass
-class _Curves:
-    """What is recorded along the way, one column per replica."""
-
-    eval_updates: list[int] = field(default_factory=list)
-    eval_returns: list[np.ndarray] = field(default_factory=list)  # [R, E] each
-    metric_updates: list[int] = field(default_factory=list)
-    metrics: dict[str, list[np.ndarray]] = field(default_factory=dict)  # [R] each
-    sums: dict[str, Tensor] = field(default_factory=dict)  # [R], since the last point
-    summed: int = 0
-
-    def add(self, totals: dict[str, Tensor], count: int) -> None:
-        for name, total in totals.items():
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.summed += count
-
-    def close_point(self, update: int) -> None:
-        self.metric_updates.append(update)
-        for name, total in self.sums.items():
-            self.metrics.setdefault(name, []).append((total / self.summed).cpu().numpy())
-        self.sums, self.summed = {}, 0
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        tensors = {
-            "curves/eval_updates": torch.tensor(self.eval_updates, dtype=torch.int64),
-            "curves/metric_updates": torch.tensor(self.metric_updates, dtype=torch.int64),
-            "curves/summed": torch.tensor(self.summed),
-        }
-        if self.eval_returns:
-            tensors["curves/eval_returns"] = torch.from_numpy(np.stack(self.eval_returns))
-        for name, points in self.metrics.items():
-            tensors[f"curves/metric/{name}"] = torch.from_numpy(np.stack(points))
-        for name, total in self.sums.items():
-            tensors[f"curves/sum/{name}"] = total
-        return tensors
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], device: str) -> _Curves:
-        curves = cls(
-            eval_updates=tensors["curves/eval_updates"].tolist(),
-            metric_updates=tensors["curves/metric_updates"].tolist(),
-            summed=int(tensors["curves/summed"]),
-        )
-        if "curves/eval_returns" in tensors:
-            curves.eval_returns = list(tensors["curves/eval_returns"].numpy())
-        for name, tensor in tensors.items():
-            if name.startswith("curves/metric/"):
-                curves.metrics[name.removeprefix("curves/metric/")] = list(tensor.numpy())
-            elif name.startswith("curves/sum/"):
-                curves.sums[name.removeprefix("curves/sum/")] = tensor.to(device)
-        return curves
-
-    def of_replica(self, index: int, last_update: int) -> dict[str, np.ndarray]:
-        """The curves of one replica, up to the update at which it was last sound."""
-        evals = [update for update in self.eval_updates if update <= last_update]
-        points = [update for update in self.metric_updates if update <= last_update]
-        curves = {"eval_updates": np.array(evals, dtype=np.int64), "metric_updates": np.array(points, dtype=np.int64)}
-        if evals:
-            curves["eval_returns"] = np.stack([returns[index] for returns in self.eval_returns[: len(evals)]])
-        for name, values in self.metrics.items():
-            curves[f"metric/{name}"] = np.array([value[index] for value in values[: len(points)]], dtype=np.float32)
-        return curves
 
 
 class OfflineTraining:
@@ -106,7 +42,7 @@ class OfflineTraining:
         self.method.begin(PHASE)
         self.stepper = Stepper(method, replay_for(method, data, PHASE, job.device), PHASE, job.device)
         self.update = 0
-        self.curves = _Curves()
+        self.curves = Curves()
         self.failed = torch.zeros(len(job.replicas), dtype=torch.bool, device=job.device)
         self.failures: dict[int, tuple[int, int]] = {}  # replica -> updates between which it broke
         self.seconds = {"train": 0.0, "evaluate": 0.0, "cpu": 0.0, "resumed": 0.0}
@@ -120,7 +56,7 @@ class OfflineTraining:
             return
         tensors, header = found
         restore(self.method, checkpoints.part(tensors, "method/"))
-        self.curves = _Curves.from_tensors(tensors, self.job.device)
+        self.curves = Curves.from_tensors(tensors, self.job.device)
         self.update, self.seconds, self._started = header["update"], header["seconds"], header["started"]
         self.seconds["resumed"] += 1
         self.failures = {int(index): tuple(span) for index, span in header["failures"].items()}

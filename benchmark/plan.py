@@ -19,6 +19,7 @@ from offon.benchmark.options import RunOptions
 from offon.benchmark.records import RecordError, UnknownSchemaError, identity, read_record, record_path
 from offon.benchmark.runs import Job, Replica, list_runs
 from offon.benchmark.tasks import Task, get_task, own_task
+from offon.datasets.catalogue import DATASETS
 
 PROTOCOL = "offline"
 
@@ -52,11 +53,12 @@ def _add(plan: Plan, composed: Composed) -> None:
     template, loaded = _template(composed, out, kind)
     cells = {identity(cell): (cell, swept) for cell, swept in _cells(template, composed)}
     try_out(template, loaded, [Replica(cell_id, 0, swept) for cell_id, (_, swept) in cells.items()])
-    template = replace(template, matmul=devices.choose_route(out, kind, composed.options.matmul))  # the first that is written to `out`
+    route = devices.choose_route(out, kind, options.matmul)  # the first that is written to `out`
+    template = replace(template, matmul=route)
     wanted = [Replica(cell_id, seed, swept) for cell_id, (_, swept) in cells.items() for seed in seeds]
     taken = plan.members()
-    open_ = [r for r in wanted if (r.cell_id, r.seed) not in taken and not _has_record(plan, out, r)]
-    todo = {(r.cell_id, r.seed): r for r in open_}
+    untrained = (r for r in wanted if (r.cell_id, r.seed) not in taken and not _has_record(plan, out, r))
+    todo = {(r.cell_id, r.seed): r for r in untrained}
     _continue_runs(plan, template, todo)
     limit = composed.method.max_replicas or len(todo)
     for shard in _shards(list(todo.values()), worker_count(options.workers, kind), limit):
@@ -116,8 +118,10 @@ def _task(options: RunOptions) -> Task:
     if options.dataset:
         if options.task != RunOptions.task:
             raise ConfigError(f"expected task= or dataset=, got both: {options.task!r} and {options.dataset!r}")
-        path = str(Path(options.dataset).expanduser().resolve())  # a resume may start from another folder
-        return own_task(path, options.env or None, options.horizon, options.score_min, options.score_max)
+        dataset = options.dataset
+        if dataset not in DATASETS:
+            dataset = str(Path(dataset).expanduser().resolve())  # a resume may start from another folder
+        return own_task(dataset, options.env or None, options.horizon, options.score_min, options.score_max)
     own_only = ("env", "horizon", "score_min", "score_max")
     given = [name for name in own_only if getattr(options, name) != getattr(RunOptions, name)]
     if given:

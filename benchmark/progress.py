@@ -38,14 +38,15 @@ class RichProgress(Progress):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
         self._console = Console(stderr=True)
         self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column()),  # wraps before numbers are cut
+            BarColumn(bar_width=12),
+            TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[score]}"),
@@ -77,7 +78,7 @@ class RichProgress(Progress):
         self._bars.update(
             self._ids[run_id],
             completed=event["update"],
-            rate=f"{rate * len(event['seeds']):.0f} seed-updates/s" if rate else "",
+            rate=f"{rate * len(event['seeds']):.0f} upd/s" if rate else "",  # of all seeds
             score=shown,
         )
 

@@ -42,48 +42,69 @@ def _in_process(jobs: list[Job], emit: Callable[[dict[str, Any]], None]) -> dict
 
 def _in_workers(jobs: list[Job], workers: int, emit: Callable[[dict[str, Any]], None]) -> dict[str, str]:
     """One process per worker; each gets its next run when it has ended the last (one pipe each: no shared queue)."""
-    context = multiprocessing.get_context("spawn")
-    waiting = [str(job.folder) for job in jobs]
     statuses = {job.run_id: "pending" for job in jobs}
+    waiting = [str(job.folder) for job in jobs]
     links: dict[Connection, BaseProcess] = {}
-    current: dict[Connection, str] = {}
     stop = StopFlag()
     with _listening(stop):
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=worker_main, args=(theirs, os.getpid()))
-            with _deaf_to_ctrl_c():
-                process.start()
-            theirs.close()
-            links[ours] = process
-            _give_next(ours, waiting, current)
-        told = False
-        while current:
-            if stop() and not told:
-                told = True
-                waiting.clear()
-                for process in links.values():
-                    process.terminate()
-            for link in wait(list(current), timeout=_POLL_SECONDS):
-                assert isinstance(link, Connection)
-                try:
-                    event = json.loads(link.recv_bytes())
-                except (EOFError, ConnectionResetError):
-                    run_id = current.pop(link)
-                    if not told:  # else it was stopped before it listened
-                        statuses[run_id] = "failed"
-                        emit({"event": "error", "run_id": run_id, "message": "its worker process died; resume the run"})
-                    continue
-                if event["event"] != "job_end":
-                    emit(event)
-                    continue
-                statuses[event["run_id"]] = event["status"]
-                del current[link]
-                _give_next(link, waiting, current)
+        try:
+            for _ in range(workers):
+                _start_worker(links)
+            _serve(links, waiting, statuses, emit, stop)
+        except BaseException:
+            for process in links.values():
+                process.kill()  # as harmless as any other kill
+            raise
         for link, process in links.items():
             link.close()
             process.join()
     return statuses
+
+
+def _start_worker(links: dict[Connection, BaseProcess]) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process: BaseProcess = context.Process(target=worker_main, args=(theirs, os.getpid()))
+    with _deaf_to_ctrl_c():
+        process.start()
+    theirs.close()
+    links[ours] = process
+
+
+def _serve(
+    links: dict[Connection, BaseProcess],
+    waiting: list[str],
+    statuses: dict[str, str],
+    emit: Callable[[dict[str, Any]], None],
+    stop: StopFlag,
+) -> None:
+    """Hands out runs and passes events on until all runs have ended, or everyone has stopped."""
+    current: dict[Connection, str] = {}
+    for idle in links:
+        _give_next(idle, waiting, current)
+    told = False
+    while current:
+        if stop() and not told:
+            told = True
+            waiting.clear()
+            for process in links.values():
+                process.terminate()
+        for link in wait(list(current), timeout=_POLL_SECONDS):
+            assert isinstance(link, Connection)
+            try:
+                event = json.loads(link.recv_bytes())
+            except (EOFError, ConnectionResetError):
+                run_id = current.pop(link)
+                if not told:  # else it was stopped before it listened
+                    statuses[run_id] = "failed"
+                    emit({"event": "error", "run_id": run_id, "message": "its worker process died; resume the run"})
+                continue
+            if event["event"] != "job_end":
+                emit(event)
+                continue
+            statuses[event["run_id"]] = event["status"]
+            del current[link]
+            _give_next(link, waiting, current)
 
 
 def _give_next(link: Connection, waiting: list[str], current: dict[Connection, str]) -> None:

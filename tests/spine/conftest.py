@@ -66,23 +66,21 @@ class Folder:
         return {str(path.relative_to(self.path)): path.read_bytes() for path in found}
 
     def twin(self, name):
-        """A second folder, for the same runs."""
+        """A folder beside this one."""
         return Folder(self.path.parent / name)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
+@pytest.fixture(scope="session")
+def _cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(_cache, monkeypatch):
     """No test reads data of the user's or writes outside its own folders."""
-    before = {name: os.environ.get(name) for name in ("OFFON_CACHE", "OFFON_DATA", "OFFON_DEBUG")}
-    os.environ["OFFON_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ.pop("OFFON_DATA", None)
-    os.environ.pop("OFFON_DEBUG", None)
-    yield
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    monkeypatch.setenv("OFFON_CACHE", str(_cache))
+    for name in ("OFFON_DATA", "OFFON_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

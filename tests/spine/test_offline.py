@@ -116,5 +116,3 @@ def test_a_replica_with_a_non_finite_final_return_fails_alone(train, monkeypatch
     records = train().by_seed()
     assert records[0].status == "finished"
     assert records[1].result["failure"]["reason"] == "non-finite returns in the final evaluation"
-
-

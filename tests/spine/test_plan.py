@@ -101,6 +101,7 @@ def test_a_sweep_that_does_not_run_is_refused_before_anything_is_written(plan, t
         ("checkpoint_seconds=-1", "expected checkpoint_seconds of 0 or more"),
         ("workers=-1", "expected workers of 0 or more"),
         ("device=tpu", "expected device auto, cpu or cuda"),
+        ("matmul=fast", "expected matmul auto, default or onednn"),
         ("task=neorl2/DMDS", "no task named 'neorl2/DMDS'; did you mean 'neorl2/DMSD'?"),
         ("task=", "no task named ''"),
         ("score_min=0", "score_min go with dataset=FILE"),
@@ -201,3 +202,8 @@ def test_one_worker_per_core_unless_a_number_is_given():
 
 def test_no_plan_is_lost_when_runs_are_listed(stopped):
     assert [job.run_id for job in list_runs(stopped.path)[0]] == [job.run_id for job in planned(stopped).jobs]
+
+
+def test_a_data_set_of_the_catalogue_may_be_trained_on_as_ones_own(plan):
+    ((_, cell),) = cells(plan("dataset=offon/dmsd-small")).items()
+    assert cell["task"]["name"] == "own/dmsd-small" and cell["env"] is None

@@ -101,8 +101,8 @@ def test_the_rich_display_shows_rate_score_and_what_goes_wrong(monkeypatch):
         display.emit(EVENT | {"event": "replica_failed", "seed": 1, "span": [50, 100]})
         display.emit({"event": "error", "run_id": "cd", "message": "its worker process died; resume the run"})
     text = shown.getvalue()
-    assert "iql own/[red] seeds 0-2" in text and "50/100" in text
-    assert "30 seed-updates/s" in text and "score 12.3" in text
+    assert "iql own/[red] seeds 0-2" in text and "50%" in text
+    assert "30 upd/s" in text and "score 12.3" in text
     assert "seed 1 broke" in text and "run cd: its worker process died" in text
 
 
