@@ -113,9 +113,11 @@ def train(offon, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def _finished(tmp_path_factory):
+def _finished(tmp_path_factory, _cache):
     folder = Folder(tmp_path_factory.mktemp("finished") / "out")
-    assert main(["run", *TINY, f"out={folder.path}"]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # earlier than `_own_environment`, which lives for one test
+        patch.setenv("OFFON_CACHE", str(_cache))
+        assert main(["run", *TINY, f"out={folder.path}"]) == 0
     return folder
 
 
