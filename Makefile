@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 .PHONY: run test test-fast lint types results install clean
 
 run: $(VENV)/.installed
-	$(BIN)/offon run -m algorithm=iql,td3_bc,bc task=offon/dmsd-small seeds=3 updates=10000 out=runs
+	$(BIN)/offon run -m algorithm=iql,td3_bc,bc task=offon/dmsd-small seeds=3 replicas=3 updates=10000 out=runs
 	$(BIN)/offon leaderboard runs --out board
 
 test: $(VENV)/.installed-test
@@ -37,4 +37,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build runs board *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

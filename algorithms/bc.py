@@ -6,8 +6,9 @@ likelihood of a diagonal Gaussian with bounded mean. Every tensor has a leading 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ class BC(Algorithm):
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         """Defaults follow CORL's BC."""
+
+        RANGES: ClassVar[Mapping[str, str]] = {"hidden_dims": "[1, inf)", "lr": "(0, inf)"}
 
         policy: str = "deterministic"  # deterministic (mean squared error) or gaussian (maximum likelihood)
         hidden_dims: tuple[int, ...] = (256, 256)  # hidden widths of the policy

@@ -60,6 +60,25 @@ class Swept(tuple):
 
 
 # rates tenfold, so that a chain of five states is learned in a few hundred updates
+def check_ranges(config: Any) -> None:
+    """Compares the numbers of a config with the intervals its classes state in RANGES, such as "(0, 1]".
+
+    Raises:
+        ValueError: names the field, its interval and the value.
+    """
+    ranges: dict[str, str] = {}
+    for owner in reversed(type(config).__mro__):
+        ranges |= vars(owner).get("RANGES", {})
+    for name, interval in ranges.items():
+        low, high = (float(bound) for bound in interval[1:-1].split(","))
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            above = number > low if interval[0] == "(" else number >= low
+            below = number < high if interval[-1] == ")" else number <= high
+            if not (above and below):
+                raise ValueError(f"expected algorithm.{name} in {interval}, got {number}")
+
+
 _TINY = {"batch_size": 16, "hidden_dims": (16, 16), "n_critics": 3, "lr": 3e-3, "tau": 0.05}
 
 
@@ -71,7 +90,10 @@ class Method(torch.nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        """Settings; the comment behind a field is its documentation (`offon run --help`)."""
+        """Settings; the comment behind a field is its documentation (`offon run --help`).
+
+        A class variable RANGES may state the interval of a field, such as {"expectile": "(0, 1)"}.
+        """
 
         normalize_obs: bool = False  # (s - mean) / (std + 1e-3) on data and environment, statistics of the data
         reward: str = "none"  # reward transform of the data: none, range1000, range1000_corl, minus_one
@@ -85,7 +107,7 @@ class Method(torch.nn.Module):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> config fields that differ from the defaults
     SWEEPABLE: ClassVar[tuple[str, ...]] = ()  # config fields read through `hp` alone: they may differ between replicas
-    capturable: ClassVar[bool] = True  # False: update has host control flow and is never captured in a CUDA graph
+    capturable: bool = True  # False: update has host control flow and is never captured in a CUDA graph
     max_replicas: ClassVar[int | None] = None
     dtype: ClassVar[torch.dtype] = torch.float32
     # set by `register`
@@ -95,6 +117,7 @@ class Method(torch.nn.Module):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__()
+        check_ranges(config)
         self.spec, self.config, self.seeds = spec, config, tuple(seeds)
         for entry in fields(config):
             value = getattr(config, entry.name)
@@ -132,6 +155,8 @@ class Algorithm(Method):
     @dataclass(frozen=True)
     class Config(Method.Config):
         """Settings shared by replay-and-gradient methods."""
+
+        RANGES: ClassVar[Mapping[str, str]] = {"batch_size": "[1, inf)", "discount": "[0, 1]"}
 
         batch_size: int = 256  # rows per replica and update
         discount: float = 0.99  # of future rewards

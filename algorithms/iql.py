@@ -7,8 +7,9 @@ Every tensor has a leading replica axis R; replicas never interact.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,16 @@ class IQL(Algorithm):
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         """Defaults equal the paper's locomotion setting, on raw rewards; the presets are those of its tables."""
+
+        RANGES: ClassVar[Mapping[str, str]] = {
+            "expectile": "(0, 1)",
+            "temperature": "[0, inf)",
+            "max_weight": "(0, inf)",
+            "tau": "(0, 1]",
+            "dropout": "[0, 1)",
+            "hidden_dims": "[1, inf)",
+            "lr": "(0, inf)",
+        }
 
         expectile: float = 0.7  # level of the value expectile; 0.9 for antmaze
         temperature: float = 3.0  # inverse temperature: it multiplies the advantage

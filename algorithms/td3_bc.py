@@ -6,8 +6,9 @@ Every tensor has a leading replica axis R; replicas never interact.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,16 @@ class TD3BC(Algorithm):
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         """Defaults equal the paper's."""
+
+        RANGES: ClassVar[Mapping[str, str]] = {
+            "alpha": "[0, inf)",
+            "policy_noise": "[0, inf)",
+            "noise_clip": "[0, inf)",
+            "policy_freq": "[1, 50]",
+            "tau": "(0, 1]",
+            "hidden_dims": "[1, inf)",
+            "lr": "(0, inf)",
+        }
 
         alpha: float = 2.5  # weight of Q against imitation
         policy_noise: float = 0.2  # standard deviation of target policy smoothing

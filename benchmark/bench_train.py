@@ -72,7 +72,7 @@ def training(job: dict[str, Any]) -> tuple[dict[str, Any], bench_peers.Run]:
 
     device.configure(job["device"], job["route"])
     stepper = _stepper(job, job["batch_size"], job["device"])
-    stepper.method.capturable = job["captured"]  # type: ignore[misc]  # of this one object
+    stepper.method.capturable = job["captured"]  # of this one object
     chunk, starts = stepper.noise.chunk, _every(stepper.noise.chunk)
 
     def run(updates: int) -> None:

@@ -26,9 +26,10 @@ READING = (
     "A score is 100 (return - min) / (max - min) with the task's reference pair; tables marked raw returns have "
     "no such pair and are in no suite. Each seed counts with the mean of its final episodes, played by the last "
     "checkpoint. Rows are ranked by the interquartile mean (IQM: all seeds and tasks pooled, a quarter cut at "
-    "each end). The interval is a 95 % stratified bootstrap over seeds. In a suite row the median is over tasks "
-    "and the std over seeds. Oracle best is the best evaluation along the training curve, which nobody has "
-    "without the simulator: it ranks nothing. Behaviour is the policy that logged the data. Seeds are finished / "
+    "each end). The interval is a 95 % stratified bootstrap over seeds. A suite has rows from two tasks on; they "
+    "say how many they cover and are ranked only with all its tasks that have a simulator. In a suite row the median "
+    "is over tasks and the std over seeds. Oracle best is the best evaluation along the training curve, which nobody "
+    "has without the simulator: it ranks nothing. Behaviour is the policy that logged the data. Seeds are finished / "
     "expected; a row with failed, missing, pending, running, interrupted or broken seeds shows what it has and is "
     "not ranked. Nothing is imputed."
 )
@@ -62,7 +63,7 @@ def markdown(table: pd.DataFrame, events: Sequence[Incident]) -> str:
     """The board as one Markdown page: what is not in the numbers first, then a table per task and suite."""
     lines = ["# Leaderboard", "", *_incident_lines(events)]
     for (_, name), rows in _sections(table):
-        shown = [display(row) | {"status": "; ".join(filter(None, (row["status"], row["notes"])))} for row in rows]
+        shown = [display(row) | {"status": _status_and_notes(row)} for row in rows]
         headings = _filled(HEADINGS, shown)
         rule = ("---" if heading in LEFT else "---:" for heading in headings)
         lines += ["", f"## {_escaped(name)}", "", f"| {' | '.join(headings)} |", f"| {' | '.join(rule)} |"]
@@ -77,13 +78,13 @@ def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
 
     console = console or Console()
     for (_, name), rows in _sections(table):
-        shown = [display(row) for row in rows]
+        shown = [display(row) | ({"status": _status_and_notes(row)} if row["kind"] == "suite" else {}) for row in rows]
         is_narrow = console.width < 110 and any(row["IQM [95 %]"] for row in shown)
         headings = _filled(NARROW if is_narrow else HEADINGS, shown)
         drawn = _terminal_table(name, headings)
-        for row in shown:
+        for row, texts in zip(rows, shown, strict=True):
             style = None if row["status"] == "ranked" else "dim"
-            drawn.add_row(*(Text(row[heading]) for heading in headings), style=style)
+            drawn.add_row(*(Text(texts[heading]) for heading in headings), style=style)
         console.print(drawn)
 
 
@@ -145,13 +146,15 @@ def section_title(kind: str, name: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _sections(table: pd.DataFrame) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:
-    """Rows by table, with headings; a suite of one task would only repeat that task's table."""
+    """Rows by table, with headings."""
     sections: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table.to_dict("records"):
-        if row["kind"] == "suite" and row["notes"].split(";")[0] == "1 task":
-            continue
         sections.setdefault((row["kind"], row["task"]), []).append({str(key): value for key, value in row.items()})
     return [((kind, section_title(kind, name, rows)), rows) for (kind, name), rows in sections.items()]
+
+
+def _status_and_notes(row: dict[str, Any]) -> str:
+    return "; ".join(filter(None, (row["status"], row["notes"])))
 
 
 def _filled(headings: Sequence[str], rows: Sequence[dict[str, str]]) -> list[str]:

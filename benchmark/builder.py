@@ -94,14 +94,27 @@ def rules(method: type[Method], env_id: str | None, env_options: dict[str, Any])
     }
 
 
+def _differing(planned: Any, found: Any) -> tuple[str, str]:
+    """What two values do not share, in words."""
+    if not isinstance(planned, dict) or not isinstance(found, dict):
+        return str(planned), str(found)
+    names = [name for name in {**planned, **found} if planned.get(name) != found.get(name)]
+    first, second = (
+        ", ".join(f"{n} {str(v.get(n))[:8] if n.endswith('sha256') else v.get(n)}" for n in names)
+        for v in (planned, found)
+    )
+    return first, second
+
+
 def _check_rules(job: Job) -> None:
     """Refuses to go on under other rules than those the run was planned, and is recorded, with."""
     now = rules(method_class(job.algorithm), job.task["env"], job.settings["env_options"])
     for cell in job.cells.values():
         for key, found in now.items():
             if found != cell[key]:
+                planned, now_found = _differing(cell[key], found)
                 raise ValueError(
-                    f"run {job.run_id} was planned with {key} {cell[key]}, found {found}: its code has changed; "
+                    f"run {job.run_id} was planned with {key} {planned}, found {now_found}: its code has changed; "
                     "restore the file or the version that it was started with, or start a new run"
                 )
 
@@ -152,7 +165,9 @@ def try_out(job: Job, data: Loaded, replicas: list[Replica]) -> None:
         assert isinstance(method, Algorithm)
         method.prepare(data.train)
         method.begin(phase)
-        Stepper(method, replay_for(method, data, phase, "cpu"), phase, "cpu").run(0, 1)
+        metrics = Stepper(method, replay_for(method, data, phase, "cpu"), phase, "cpu").run(0, 1)
+        if not metrics:
+            raise ValueError("update returned no metric; return at least one [R], such as the loss of each replica")
     except Exception as error:  # a plug-in may raise anything
         if os.environ.get("OFFON_DEBUG"):
             raise

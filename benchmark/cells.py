@@ -92,8 +92,8 @@ class Cell:
 
     @property
     def revisions(self) -> list[str]:
-        """Code revisions that produced the finished records."""
-        return sorted({str(record.provenance.get("revision")) for record in self.records.values()})
+        """Code revisions that produced the finished records, those of resumed runs included."""
+        return sorted({str(each["revision"]) for record in self.records.values() for each in record.revisions})
 
     def scale(self, returns: np.ndarray) -> np.ndarray:
         """Returns in the unit of this cell's table."""
@@ -192,7 +192,8 @@ def name_cells(cells: Iterable[Cell]) -> None:
     """Give every cell its shown task, suite and name."""
     cells = list(cells)
     for same_task in _grouped(cells, lambda cell: cell.identity["task"]["name"]).values():
-        for cell, suffix in zip(same_task, suffixes([setting(cell.identity) for cell in same_task]), strict=True):
+        rules = [setting(cell.identity) for cell in same_task]
+        for cell, suffix in zip(same_task, suffixes(rules, most=None), strict=True):
             cell.task = str(cell.identity["task"]["name"]) + suffix
     for name, same_suite in _grouped(cells, lambda cell: str(cell.identity["task"]["name"]).split("/")[0]).items():
         rules = [suite_setting(cell.identity) for cell in same_suite]

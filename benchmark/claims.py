@@ -32,7 +32,7 @@ class Claim:
             holder = self._take(path)
             if holder is not None:
                 self.release()
-                return holder
+                return holder + self._cure(path)
         self.beat(force=True)
         return None
 
@@ -45,6 +45,17 @@ class Claim:
             return holder
         self._locks.append(descriptor)
         return None
+
+    def _cure(self, path: Path) -> str:
+        """When the claims of another host are free again, and what to remove if its process is dead already."""
+        foreign = [str(each) for each in self._paths if _foreign_holder(each) is not None]
+        if str(path) not in foreign:
+            return ""
+        age = max(0.0, time.time() - path.stat().st_mtime)
+        return (
+            f" (last sign of life {age:.0f} s ago; without another it counts as dead after {STALE_SECONDS:.0f} s; "
+            f"if you know that it is, remove {' '.join(foreign)})"
+        )
 
     def beat(self, force: bool = False) -> None:
         """Refreshes the heartbeat, at most every `HEARTBEAT_SECONDS`."""

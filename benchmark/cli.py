@@ -39,8 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if os.environ.get("OFFON_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return USAGE_ERROR
+
+
+def _in_words(error: ValueError | OSError) -> str:
+    """An error of the operating system is not written for the user: say which file, and what helps."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; choose another file or folder, or mend this one"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,7 +172,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     from offon.benchmark import run_commands
 
     if arguments.action == "list":
-        return run_commands.show_all(arguments.out, arguments.json)
+        return run_commands.show_all(arguments.run, arguments.out, arguments.json)
     if arguments.action == "show":
         return run_commands.show(arguments.run, arguments.out)
     if arguments.action == "resume":

@@ -89,6 +89,7 @@ def _print_fields(prefix: str, cls: type) -> None:
 
 def run(overrides: list[str], multirun: bool) -> int:
     """Plans, trains and reports."""
+    from offon.benchmark.cli import FAILED
     from offon.benchmark.config import expand
     from offon.benchmark.plan import make_plan, worker_count
     from offon.benchmark.progress import make_progress
@@ -101,28 +102,45 @@ def run(overrides: list[str], multirun: bool) -> int:
     plan = make_plan(composed)
     for path in plan.moved:
         print(f"unreadable record moved to {path}; it is trained again", file=sys.stderr)
+    for note in plan.notes:
+        print(note, file=sys.stderr)
     if plan.finished:
         print(f"{len(plan.finished)} of the replicas have a record already and are not trained again", file=sys.stderr)
+    wanted = {*plan.finished, *plan.members()}
     if not plan.jobs:
+        failed = _tell_failed(wanted, out)
         print(f"nothing to train; next: offon leaderboard {shlex.quote(str(out))}", file=sys.stderr)
-        return 0
+        return FAILED if failed else 0
     with progress:
         statuses = execute(plan.jobs, worker_count(first.workers, plan.jobs[0].device), progress.emit)
-    return conclude(statuses, out)
+    return conclude(statuses, wanted, out)
 
 
-def conclude(statuses: dict[str, str], out: Path) -> int:
+def _tell_failed(wanted: set[tuple[str, int]], out: Path) -> int:
+    """Says how many of the replicas (cell and seed) have a record that says they failed; returns their number."""
+    from offon.benchmark.records import find_record
+
+    records = [find_record(out, cell_id, seed) for cell_id, seed in wanted]
+    failed = sum(record is not None and record.status == "failed" for record in records)
+    if failed:
+        print(f"{failed} of {len(wanted)} seeds failed; their records and the leaderboard say why", file=sys.stderr)
+    return failed
+
+
+def conclude(statuses: dict[str, str], wanted: set[tuple[str, int]], out: Path) -> int:
     """Says how runs ended and what to do next; the exit status of the command."""
     from offon.benchmark.cli import BUSY, FAILED, INTERRUPTED
 
     words = list(statuses.values())
+    failed = _tell_failed(wanted, out)
     unfinished = [run_id for run_id, status in statuses.items() if status in ("interrupted", "pending", "failed")]
     if unfinished:
         print(f"{len(unfinished)} of {len(words)} runs are not finished; resume:", file=sys.stderr)
         print(f"offon runs resume --out {shlex.quote(str(out))}", file=sys.stderr)
     elif "busy" not in words:
-        print(f"finished {len(words)} runs; next: offon leaderboard {shlex.quote(str(out))}", file=sys.stderr)
-    if "failed" in words:
+        done = "ended" if failed else "finished"
+        print(f"{done} {len(words)} runs; next: offon leaderboard {shlex.quote(str(out))}", file=sys.stderr)
+    if failed or "failed" in words:
         return FAILED
     if unfinished:
         return INTERRUPTED

@@ -24,6 +24,7 @@ from offon.algorithms.interface import Method
 from offon.benchmark.options import RunOptions
 
 DEFAULT_ALGORITHM = "iql"
+MAX_SEEDS = 10_000
 _TEXTS = ("algorithm", "task", "dataset", "env", "out")  # names and paths
 _ONCE = ("out", "workers", "device", "checkpoint_seconds", "progress")  # of the command, not of a run
 
@@ -132,10 +133,12 @@ def _compose(pairs: list[tuple[str, str]]) -> Composed:
 
 
 def find_method(chosen: str) -> tuple[type[Method], str | None]:
-    """The method and the preset behind NAME, NAME/PRESET or a path ending in .py."""
-    if chosen.endswith(".py"):
-        return registry.get(chosen), None
-    name, _, preset = chosen.partition("/")
+    """The method and the preset behind NAME or NAME/PRESET; NAME may be a path ending in .py."""
+    path, suffix, preset = chosen.partition(".py/")
+    if suffix or chosen.endswith(".py"):
+        name = path + suffix.removesuffix("/")
+    else:
+        name, _, preset = chosen.partition("/")
     method = registry.get(name)
     if preset and preset not in method.PRESETS:
         near = difflib.get_close_matches(preset, method.PRESETS, 1)
@@ -219,9 +222,11 @@ def seed_list(value: Any) -> list[int]:
     """`10` means 0 … 9; a list is itself.
 
     Raises:
-        ConfigError: for anything else, a negative or a repeated seed.
+        ConfigError: for anything else, a negative or a repeated seed, or too many.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if value > MAX_SEEDS:
+            raise ConfigError(f"expected at most {MAX_SEEDS} seeds, got {value}")
         return list(range(value))
     listed = list(value) if isinstance(value, list | tuple) else []
     if not listed or any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in listed):

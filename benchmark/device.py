@@ -12,8 +12,12 @@ import os
 import statistics
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from offon.benchmark import files
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROUTES = ("default", "onednn")
 _WORTH_IT = 1.25  # gain from which the other route is taken: 2 on some processors, about 1 on the rest
@@ -79,13 +83,7 @@ def choose_route(out: Path, device: str, asked: str = "auto") -> str:
 
 def _probe_route() -> str:
     """`onednn` where that path is clearly faster than the default and still accurate to float32, else `default`."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(256, 256, generator=generator) for _ in range(2))
-    exact = left.double() @ right.double()
-    _set_route("onednn")
-    error = float(((left @ right).double() - exact).norm() / exact.norm())
+    left, right = _factors()
     gains = []
     for _ in range(9):  # interleaved: a busy machine slows both
         seconds = {}
@@ -96,8 +94,25 @@ def _probe_route() -> str:
                 left @ right
             seconds[route] = time.perf_counter() - start
         gains.append(seconds["default"] / seconds["onednn"])
+    faster = statistics.median(gains) > _WORTH_IT
+    accurate = _error_of("onednn") < _MAX_ERROR
     _set_route("default")
-    return "onednn" if error < _MAX_ERROR and statistics.median(gains) > _WORTH_IT else "default"
+    return "onednn" if faster and accurate else "default"
+
+
+def _factors() -> tuple[Tensor, Tensor]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(256, 256, generator=generator), torch.randn(256, 256, generator=generator)
+
+
+def _error_of(route: str) -> float:
+    """Relative error of a 256^3 product; leaves the route set."""
+    _set_route(route)
+    left, right = _factors()
+    exact = left.double() @ right.double()
+    return float(((left @ right).double() - exact).norm() / exact.norm())
 
 
 def _set_route(route: str) -> None:
@@ -107,13 +122,20 @@ def _set_route(route: str) -> None:
 
 
 def configure(device: str, route: str) -> None:
-    """Applies the preset inside a training process."""
+    """Applies the preset inside a training process.
+
+    Raises:
+        ValueError: if the route is not accurate to float32 on this processor (some have true bfloat16 units).
+    """
     import torch
 
     torch.set_num_threads(1)
+    if route == "onednn" and (error := _error_of(route)) > _MAX_ERROR:
+        raise ValueError(f"matmul=onednn has a relative error of {error:.0e} on this processor; use matmul=default")
     _set_route(route)
     if device == "cuda":
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
         torch.backends.cuda.matmul.allow_tf32 = False
     with contextlib.suppress(OSError, AttributeError):  # glibc only: keep large blocks instead of returning them
         libc = ctypes.CDLL("libc.so.6")

@@ -12,8 +12,9 @@ def report(as_json: bool) -> int:
     import torch
 
     from offon.datasets.catalogue import DATASETS
-    from offon.datasets.errors import DataError
-    from offon.datasets.load import check_hash, resolve, sha256_of
+    from offon.datasets.errors import DataError, DataNotFound
+    from offon.datasets.hashes import sha256_of
+    from offon.datasets.load import check_hash, resolve
 
     data = {}
     for name in DATASETS:
@@ -22,8 +23,10 @@ def report(as_json: bool) -> int:
             if known is not None:
                 check_hash(known, path, sha256_of(path))
             data[name] = str(path)
+        except DataNotFound:
+            data[name] = "not found"
         except (DataError, OSError) as error:
-            data[name] = f"not usable: {str(error).splitlines()[0]}"
+            data[name] = f"not usable: {str(error).split('. ')[0]}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {**provenance.describe(device), "cuda": torch.version.cuda, "device": device, "data": data}
     if as_json:

@@ -13,10 +13,10 @@ from torch import Tensor
 from offon import envs
 from offon.algorithms.interface import Method, Obs
 from offon.algorithms.noise import ActNoise
+from offon.datasets.transforms import OBS_EPSILON
 
 _ROWS = 64  # batches are padded to a multiple: results must not depend on how many episodes run together
 _LOOK_EVERY = 16  # steps between looks at whether all are done: a look waits for the GPU
-OBS_EPSILON = 1e-3  # of state normalisation, as CORL
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def evaluate(
     env = envs.make(env_id, replicas * episodes, device=device, **(env_options or {}))
     try:
         obs = env.reset(None, list(seeds) * replicas).view(replicas, episodes, -1)
-        x = _first_view(method, obs, padded)
+        x = first_obs(method, torch.zeros(replicas, padded, obs.shape[-1], device=obs.device))
         padded_seeds = torch.zeros(padded, dtype=torch.int64, device=obs.device)
         padded_seeds[:episodes] = torch.tensor(list(seeds), device=obs.device)
         alive = torch.ones(replicas, episodes, dtype=torch.bool, device=obs.device)
@@ -96,14 +96,14 @@ def evaluate(
     )
 
 
-def _first_view(method: Method, obs: Tensor, padded: int) -> Obs:
-    replicas, device = obs.shape[0], obs.device
-    memory = {name: tensor.to(device) for name, tensor in method.memory(padded).items()}
+def first_obs(method: Method, obs: Tensor) -> Obs:
+    """What a policy sees at the start of an episode, for observations [R, N, O]."""
+    lead, device = obs.shape[:2], obs.device
     return Obs(
-        obs=torch.zeros(replicas, padded, obs.shape[-1], device=device),
-        t=torch.zeros(replicas, padded, dtype=torch.int64, device=device),
-        action=torch.zeros(replicas, padded, method.spec.act_dim, device=device),
-        reward=torch.zeros(replicas, padded, device=device),
-        cost=torch.zeros(replicas, padded, device=device),
-        memory=memory,
+        obs=obs,
+        t=torch.zeros(lead, dtype=torch.int64, device=device),
+        action=torch.zeros(*lead, method.spec.act_dim, device=device),
+        reward=torch.zeros(lead, device=device),
+        cost=torch.zeros(lead, device=device),
+        memory={name: tensor.to(device) for name, tensor in method.memory(lead[1]).items()},
     )

@@ -105,9 +105,9 @@ def curves(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: int
 
 
 def profiles(suites: dict[str, list[Contestant]], looks: Looks, seed: int, min_seeds: int) -> Figure:
-    """Share of runs above a score, one panel per suite."""
+    """Share of runs above a score, one panel per suite, or per task where a suite has only that one."""
     figure, panels = _panels(len(suites), min(len(suites), 3), (4.6, 3.2))
-    for axes, (suite, members) in zip(panels, suites.items(), strict=True):
+    for axes, members in zip(panels, suites.values(), strict=True):
         matrices = [_scores(member) for member in members]
         low, high = min(scores.min() for scores in matrices), max(scores.max() for scores in matrices)
         taus = np.linspace(low - 0.03 * (high - low) - 0.5, high + 0.03 * (high - low) + 0.5, 121)
@@ -116,7 +116,7 @@ def profiles(suites: dict[str, list[Contestant]], looks: Looks, seed: int, min_s
             found = statistics.estimate(scores, partial(statistics.performance_profile, taus=taus), seed)
             axes.plot(taus, found.point, look.line, color=look.colour, linewidth=1.5, drawstyle="steps-pre")
             axes.fill_between(taus, found.low, found.high, color=look.colour, alpha=0.12, linewidth=0, step="pre")
-        axes.set_title(_suite_title(suite, members))
+        axes.set_title(_panel_title(members[0]))
         axes.set_xlabel("score")
         axes.set_ylabel("share of runs above")
         axes.set_ylim(-0.02, 1.02)
@@ -127,11 +127,11 @@ def profiles(suites: dict[str, list[Contestant]], looks: Looks, seed: int, min_s
 
 
 def improvement(suites: dict[str, list[Contestant]], looks: Looks, seed: int, min_seeds: int) -> Figure:
-    """Probability of improvement of every pair, best first, one panel per suite."""
+    """Probability of improvement of every pair, best first, in the panels of `profiles`."""
     size = max(len(members) for members in suites.values())
     longest = max(len(looks[member.name].label) for members in suites.values() for member in members)
     figure, panels = _panels(len(suites), 1, (1.6 + 0.75 * size + 0.065 * longest, 0.8 + 0.45 * size + 0.05 * longest))
-    for axes, (suite, unordered) in zip(panels, suites.items(), strict=True):
+    for axes, unordered in zip(panels, suites.values(), strict=True):
         members = sorted(unordered, key=lambda member: (-float(statistics.iqm(_scores(member))), member.name))
         chance = np.full((len(members), len(members)), np.nan)
         for i in range(len(members)):
@@ -152,7 +152,7 @@ def improvement(suites: dict[str, list[Contestant]], looks: Looks, seed: int, mi
         axes.set_yticks(range(len(members)), labels)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_title(_suite_title(suite, members))
+        axes.set_title(_panel_title(members[0]))
     _footnote(figure, [member.status(min_seeds) for members in suites.values() for member in members])
     return figure
 
@@ -262,9 +262,8 @@ def _scores(contestant: Contestant) -> np.ndarray:
     return scores
 
 
-def _suite_title(suite: str, members: Sequence[Contestant]) -> str:
-    tasks = len(members[0].tasks)
-    return f"{_short(suite)}, {tasks} task{'s' * (tasks != 1)}"
+def _panel_title(contestant: Contestant) -> str:
+    return ", ".join(filter(None, (_short(contestant.panel), contestant.share)))
 
 
 def _unit(cells: Sequence[Cell]) -> str:

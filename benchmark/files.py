@@ -52,11 +52,6 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`to_json` into a whole file."""
-    write_bytes(path, to_json(value))
-
-
 def write_folder(path: Path, files: dict[str, bytes]) -> None:
     """A folder of files that appears whole under its name.
 

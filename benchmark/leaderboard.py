@@ -37,7 +37,7 @@ def build_table(cells: list[Cell], seed: int = 0, min_seeds: int = MIN_SEEDS) ->
     """All rows with full precision, best first within a task; `kind` is task, suite or published."""
     budgets = _unequal_budgets(cells)
     rows = [_task_row(cell, seed, min_seeds, budgets.get(cell.cell_id)) for cell in cells]
-    rows += [_suite_row(contestant, seed, min_seeds) for contestant in contestants(cells)]
+    rows += [_suite_row(contestant, seed, min_seeds) for contestant in contestants(cells) if contestant.has_row]
     for row in rows:
         row["rank"] = _rank(row, rows)
     rows += _published(cells)
@@ -161,7 +161,7 @@ def _suite_row(contestant: Contestant, seed: int, min_seeds: int) -> dict[str, A
     oracle = [cell.curve[1].max(axis=1).mean() if cell.curve[1].size else np.nan for cell in members]
     revisions = {revision for cell in members for revision in cell.revisions}
     configs = [cell.identity.get("config") for cell in members]
-    notes = [f"{len(contestant.tasks)} task{'s' * (len(contestant.tasks) != 1)}"]
+    notes = [contestant.coverage]
     notes += ["config differs between tasks"] * any(config != configs[0] for config in configs)
     return {
         "kind": "suite",
@@ -209,7 +209,7 @@ def _notes(cell: Cell, min_seeds: int) -> list[str]:
         notes.append(f"{cell.report['data_status']} data")
     if len(cell.revisions) > 1:
         notes.append("mixed revisions")
-    if any(record.provenance.get("dirty") for record in cell.records.values()):
+    if any(each["dirty"] for record in cell.records.values() for each in record.revisions):
         notes.append("uncommitted code")
     if cell.status(min_seeds) == "ranked" and len(cell.records) < PUBLISHED_SEEDS:
         notes.append(f"fewer than {PUBLISHED_SEEDS} seeds")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from offon.algorithms.interface import Obs
 from offon.algorithms.noise import ActNoise
 from offon.benchmark import checkpoints
 from offon.benchmark.builder import assemble
+from offon.benchmark.evaluator import first_obs
 from offon.benchmark.records import RecordError
 from offon.benchmark.runs import Job, find_run
 from offon.benchmark.stepper import restore
@@ -26,6 +26,8 @@ class LoadedRun:
     """
 
     def __init__(self, job: Job) -> None:
+        if set(job.statuses()) == {"failed"}:
+            raise RecordError(f"{job.folder}: all replicas failed; nothing to act with (the records say why)")
         found = checkpoints.load_latest(job.folder)
         if found is None:
             raise RecordError(f"{job.folder}: no checkpoint yet; train it first (`offon runs resume {job.run_id}`)")
@@ -62,15 +64,8 @@ class LoadedRun:
         if self.policy.method.memory(1):
             raise ValueError(f"{self.job.label} remembers its episode; evaluate it with `offon evaluate`")
         index = 0 if seed is None else self._replica_of(seed)
-        replicas, count = len(self.seeds), len(rows)
-        x = Obs(
-            obs=torch.from_numpy(rows).expand(replicas, -1, -1),
-            t=torch.zeros(replicas, count, dtype=torch.int64),
-            action=torch.zeros(replicas, count, spec.act_dim),
-            reward=torch.zeros(replicas, count),
-            cost=torch.zeros(replicas, count),
-        )
-        noise = ActNoise(self.seeds, "eval", torch.zeros(count, dtype=torch.int64), x.t)
+        x = first_obs(self.policy.method, torch.from_numpy(rows).expand(len(self.seeds), -1, -1))
+        noise = ActNoise(self.seeds, "eval", torch.zeros(len(rows), dtype=torch.int64), x.t)
         action = self.policy.act(x, noise)[index].clamp(-1.0, 1.0).numpy()
         return action if np.ndim(obs) > 1 else action[0]
 

@@ -12,8 +12,10 @@ FIELDS_SHOWN = 4  # a longer list makes no readable name; the cell's id is added
 def setting(identity: Mapping[str, Any]) -> dict[str, str]:
     """What must be equal for two rows of a task to be ranked against each other, whatever the method."""
     data = identity.get("data") or {}
-    task = {"version": identity["task"].get("version"), "env": identity.get("env")}
-    return _flat(task | {"data": {key: data.get(key) for key in ("name", "sha256")}}) | suite_setting(identity)
+    own = {key: identity["task"][key] for key in ("score_min", "score_max") if key in identity["task"]}
+    task = {"version": identity["task"].get("version")} | own  # only own tasks carry their references
+    where = {"env": identity.get("env"), "data": {key: data.get(key) for key in ("name", "sha256")}}
+    return _flat(task | where) | suite_setting(identity)
 
 
 def suite_setting(identity: Mapping[str, Any]) -> dict[str, str]:
@@ -41,19 +43,22 @@ def variant(identity: Mapping[str, Any]) -> dict[str, str]:
     return _flat(identity.get("config") or {}) | _flat(protocol) | _flat(rest)
 
 
-def suffixes(facts: Sequence[Mapping[str, str]], within: Sequence[str] | None = None) -> list[str]:
+def suffixes(
+    facts: Sequence[Mapping[str, str]], within: Sequence[str] | None = None, most: int | None = FIELDS_SHOWN
+) -> list[str]:
     """For each set of facts " (field=value, ...)" with the fields that differ, or "" where none does.
 
     Args:
         facts: one set of fields per cell.
         within: one group name per cell; a field then counts only if it differs inside a group.
+        most: fields shown at most; None shows all, so that equal suffixes mean equal facts.
     """
     groups = within or [""] * len(facts)
     names: dict[str, None] = {}
     for group in dict.fromkeys(groups):
         members = [fact for fact, own in zip(facts, groups, strict=True) if own == group]
         names.update(dict.fromkeys(_differing(members)))
-    shown = list(names)[:FIELDS_SHOWN]
+    shown = list(names)[:most]
     return [f" ({', '.join(f'{name}={fact.get(name)}' for name in shown)})" if shown else "" for fact in facts]
 
 

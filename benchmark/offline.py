@@ -20,7 +20,7 @@ from offon.benchmark.builder import assemble, replay_for
 from offon.benchmark.claims import Claim
 from offon.benchmark.curves import Curves
 from offon.benchmark.evaluator import Evaluation, evaluate
-from offon.benchmark.records import RecordError, write_record
+from offon.benchmark.records import RecordError, find_record, write_record
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import Stepper, restore, snapshot
 
@@ -48,7 +48,12 @@ class OfflineTraining:
         self.seconds = {"train": 0.0, "evaluate": 0.0, "cpu": 0.0, "resumed": 0.0}
         self._log_every = max(50, -(-self.updates // (50 * _CURVE_POINTS)) * 50)
         self._started = time.time()
+        self._origin = provenance.describe(job.device)  # now: the checkout may change while this code runs
+        self._revisions: list[dict[str, Any]] = []  # of all sessions, without repetitions
         self._resume()
+        revision = {name: self._origin[name] for name in ("revision", "dirty")}
+        if revision not in self._revisions:
+            self._revisions.append(revision)
 
     def _resume(self) -> None:
         found = checkpoints.load_latest(self.job.folder)
@@ -59,6 +64,7 @@ class OfflineTraining:
         self.curves = Curves.from_tensors(tensors, self.job.device)
         self.update, self.seconds, self._started = header["update"], header["seconds"], header["started"]
         self.seconds["resumed"] += 1
+        self._revisions = header.get("revisions", [])  # absent from checkpoints of OffOn 0.1.0
         self.failures = {int(index): tuple(span) for index, span in header["failures"].items()}
         for index in self.failures:
             self.failed[index] = True
@@ -143,6 +149,7 @@ class OfflineTraining:
             "failures": {str(index): list(span) for index, span in self.failures.items()},
             "seconds": self.seconds,
             "started": self._started,
+            "revisions": self._revisions,
         }
         checkpoints.save(self.job.folder, self.update, {**tensors, **self.curves.to_tensors()}, header)
 
@@ -155,6 +162,8 @@ class OfflineTraining:
         refused = []
         for index, result in enumerate(self._results(final)):
             try:
+                if self._recorded_elsewhere(result):
+                    continue
                 write_record(self.job.out, result, self.curves.of_replica(index, result["updates"]), about)
             except RecordError as error:
                 refused.append(error)
@@ -162,6 +171,15 @@ class OfflineTraining:
             raise refused[0]
         checkpoints.remove_all(self.job.folder, but_latest=True)  # stays for `offon evaluate` and `offon.load`
         self._emit({"event": "done", "update": self.update, **self._facts(final)})
+
+    def _recorded_elsewhere(self, result: dict[str, Any]) -> bool:
+        """Whether another run's record of this replica stands; it is left as it is."""
+        standing = find_record(self.job.out, result["cell_id"], result["seed"])
+        if standing is None or standing.result["run"].get("run_id") == self.job.run_id:
+            return False
+        message = f"seed {result['seed']} has a record of another run already; that one stays ({standing.path})"
+        self._emit({"event": "note", "message": message, **self._facts()})
+        return True
 
     def _results(self, final: Evaluation | None) -> Iterator[dict[str, Any]]:
         for index, replica in enumerate(self.job.replicas):
@@ -192,7 +210,9 @@ class OfflineTraining:
     def _provenance(self) -> dict[str, Any]:
         train = self.seconds["train"]
         return {
-            **provenance.describe(self.job.device),
+            **self._origin,
+            **self._revisions[0],
+            **({"revisions": self._revisions} if len(self._revisions) > 1 else {}),
             "started": self._started,
             "finished": time.time(),
             "wall_seconds": {

@@ -29,6 +29,7 @@ class RunOptions:
     final_episodes: int = 100  # episodes of the final score, per seed
     out: str = "runs"  # folder of records, run folders and claims
     workers: int = 0  # processes; 0: one per core (one on a GPU)
+    replicas: int = 0  # seeds trained in one program; 0: those of a row are cut into one shard per worker
     device: str = "auto"  # auto, cpu or cuda
     matmul: str = "auto"  # route of CPU matrix products: auto (the faster, chosen once per folder), default or onednn
     checkpoint_seconds: float = 30.0  # seconds between checkpoints

@@ -40,6 +40,10 @@ SHOWN = {  # column -> heading
     "status": "status",
 }
 PUBLISHED_SHOWN = {name: SHOWN[name] for name in ("task", "algorithm", "mean", "std", "seeds", "status")}
+SUITES_TEXT = (
+    "The tasks of a suite that are on this board, pooled, where there are two or more. "
+    "A rank needs every task of the suite that has a simulator."
+)
 NUMBERS = {"rank", "iqm", "ci_low", "ci_high", "mean", "std", "median", "optimality_gap", "oracle_best"} | {
     *("behaviour_score", "delta_to_behaviour", "seeds", "episodes")
 }
@@ -54,7 +58,7 @@ def page(table: pd.DataFrame, cells: Sequence[Cell], events: Sequence[Incident],
         _summary(kinds["task"]),
         _incidents(events),
         _section("Tasks", "Click a heading to sort.", _table(kinds["task"], SHOWN)),
-        _section("Suites", "All tasks of a suite on this board, pooled.", _table(kinds["suite"], SHOWN)),
+        _section("Suites", SUITES_TEXT, _table(kinds["suite"], SHOWN)),
         _section(
             "Published by others",
             "Not ranked with the rows above: another code base and another protocol, named in each row.",

@@ -31,6 +31,7 @@ class Plan:
     jobs: list[Job] = field(default_factory=list)
     finished: list[tuple[str, int]] = field(default_factory=list)  # (cell, seed) whose record stands already
     moved: list[Path] = field(default_factory=list)  # broken records that were put aside, to be trained again
+    notes: list[str] = field(default_factory=list)  # what the user may not expect
 
     def members(self) -> set[tuple[str, int]]:
         """(cell, seed) of all replicas that will be trained."""
@@ -40,28 +41,41 @@ class Plan:
 def make_plan(composed: list[Composed]) -> Plan:
     """The jobs of some configurations; nothing is trained that has a record."""
     plan = Plan()
-    for one in composed:
-        _add(plan, one)
+    for checked in [_check(one) for one in composed]:  # all of them before the first is written to `out`
+        _add(plan, *checked)
     return plan
 
 
-def _add(plan: Plan, composed: Composed) -> None:
+def _check(composed: Composed) -> tuple[Composed, Job, dict[str, tuple[dict[str, Any], dict[str, float]]]]:
+    """Looks at a configuration and makes one update with it; hands out a job without replicas, and its cells."""
     options = composed.options
-    seeds = _check_options(options)
-    out = Path(options.out).expanduser()
-    kind = devices.resolve(options.device)
-    template, loaded = _template(composed, out, kind)
+    _check_options(options)
+    template, loaded = _template(composed, Path(options.out).expanduser(), devices.resolve(options.device))
     cells = {identity(cell): (cell, swept) for cell, swept in _cells(template, composed)}
     try_out(template, loaded, [Replica(cell_id, 0, swept) for cell_id, (_, swept) in cells.items()])
+    return composed, template, cells
+
+
+def _add(
+    plan: Plan, composed: Composed, template: Job, cells: dict[str, tuple[dict[str, Any], dict[str, float]]]
+) -> None:
+    options, out, kind = composed.options, template.out, template.device
     route = devices.choose_route(out, kind, options.matmul)  # the first that is written to `out`
     template = replace(template, matmul=route)
+    seeds = seed_list(options.seeds)
     wanted = [Replica(cell_id, seed, swept) for cell_id, (_, swept) in cells.items() for seed in seeds]
     taken = plan.members()
     untrained = (r for r in wanted if (r.cell_id, r.seed) not in taken and not _has_record(plan, out, r))
     todo = {(r.cell_id, r.seed): r for r in untrained}
     _continue_runs(plan, template, todo)
-    limit = composed.method.max_replicas or len(todo)
-    for shard in _shards(list(todo.values()), worker_count(options.workers, kind), limit):
+    count = len(todo)
+    if options.replicas:
+        shards = -(-count // options.replicas)
+    else:
+        shards = min(count, worker_count(options.workers, kind))
+    if composed.method.max_replicas:
+        shards = max(shards, -(-count // composed.method.max_replicas))
+    for shard in _shards(list(todo.values()), shards):
         used = {r.cell_id: cells[r.cell_id][0] for r in shard}
         plan.jobs.append(replace(template, replicas=tuple(shard), cells=used))
 
@@ -80,6 +94,9 @@ def _continue_runs(plan: Plan, template: Job, todo: dict[tuple[str, int], Replic
                 checkpoint_seconds=template.checkpoint_seconds,
             )
             plan.jobs.append(continued)
+            further = sorted({seed for _, seed in members - todo.keys()})
+            if further:
+                plan.notes.append(f"goes on with the unfinished run {job.run_id}: it trains seeds {further} as well")
             for member in members:
                 todo.pop(member, None)
 
@@ -99,11 +116,10 @@ def _has_record(plan: Plan, out: Path, replica: Replica) -> bool:
     return True
 
 
-def _shards(replicas: list[Replica], workers: int, limit: int) -> list[list[Replica]]:
-    """One shard per worker, or more of them where one may hold at most `limit`; sizes as even as can be."""
+def _shards(replicas: list[Replica], count: int) -> list[list[Replica]]:
+    """So many shards, sizes as even as can be."""
     if not replicas:
         return []
-    count = max(min(workers, len(replicas)), -(-len(replicas) // limit))
     size, larger = divmod(len(replicas), count)
     stops = list(itertools.accumulate(size + (index < larger) for index in range(count)))
     return [replicas[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
@@ -157,7 +173,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded]:
         "score_min": task.score_min,
         "score_max": task.score_max,
         "score_source": task.score_source,
-        "behaviour_return": float(loaded.original.episode_returns().mean()),
+        "behaviour_return": loaded.original.behaviour_return,
         "data_status": loaded.original.identity.status,
         "horizon": task.horizon,
     }
@@ -186,19 +202,19 @@ def _env_options(task: Task, options: RunOptions) -> dict[str, Any]:
     return {"horizon": options.horizon}
 
 
-def _check_options(options: RunOptions) -> list[int]:
-    """Looks at the numbers before anything is read or written; returns the seeds."""
+def _check_options(options: RunOptions) -> None:
+    """Looks at the numbers before anything is read or written."""
     if options.updates < 1:
         raise ConfigError(f"expected updates of at least 1, got {options.updates}")
     for name, published in (("eval_episodes", seed_ranges.SELECTION), ("final_episodes", seed_ranges.REPORTING)):
         if not 1 <= getattr(options, name) <= len(published):
             raise ConfigError(f"expected {name} of 1 to {len(published)}, got {getattr(options, name)}")
-    for name in ("eval_every", "checkpoint_seconds", "workers"):
+    for name in ("eval_every", "checkpoint_seconds", "workers", "replicas"):
         if getattr(options, name) < 0:
             raise ConfigError(f"expected {name} of 0 or more, got {getattr(options, name)}")
     if options.horizon is not None and options.horizon < 1:
         raise ConfigError(f"expected horizon of at least 1, got {options.horizon}")
-    return seed_list(options.seeds)
+    seed_list(options.seeds)
 
 
 def _data_options(task: Task, options: RunOptions) -> dict[str, Any]:
@@ -225,7 +241,7 @@ def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[
     """Every cell of a configuration, with the swept values that make it."""
     settings = job.settings
     common = {
-        "task": {"name": job.task["name"], "version": job.task["version"]},
+        "task": Task(**job.task).identity(),
         "data": job.data["identity"],
         "evaluation": {
             "every": settings["eval_every"],

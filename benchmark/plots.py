@@ -68,8 +68,8 @@ def draw_board(
     scored = _grouped([cell for cell in cells if cell.scores.size], "task")
     curves = _grouped([cell for cell in cells if cell.curve[1].shape[1] > 1], "task")
     timed = _grouped([cell for cell in cells if cell.scores.size and figures.cpu_seconds(cell).size], "task")
-    whole = _grouped([contestant for contestant in suites if contestant.scores is not None], "suite")
-    pairs = {suite: members for suite, members in whole.items() if len(members) > 1}
+    whole = _grouped([contestant for contestant in suites if contestant.scores is not None], "panel")
+    pairs = {panel: members for panel, members in whole.items() if len(members) > 1}
     drawings: dict[str, tuple[dict, Callable[..., Figure]]] = {
         "scores": (scored, figures.scores),
         "curves": (curves, figures.curves),

@@ -21,7 +21,7 @@ class Progress:
 
     def emit(self, event: dict[str, Any]) -> None:
         """Shows one event."""
-        if event["event"] in ("error", "busy", "replica_failed"):
+        if event["event"] in ("error", "busy", "replica_failed", "note"):
             print(sentence(event), file=sys.stderr)
 
 
@@ -65,7 +65,7 @@ class RichProgress(Progress):
 
     def emit(self, event: dict[str, Any]) -> None:
         """Moves a bar, or prints what is worth a line."""
-        if event["event"] in ("error", "busy", "replica_failed", "interrupted"):
+        if event["event"] in ("error", "busy", "replica_failed", "interrupted", "note"):
             self._console.print(sentence(event), markup=False, highlight=False)
             return
         run_id = event["run_id"]

@@ -93,6 +93,12 @@ class Record:
         """Method name, with the preset behind a slash."""
         return self.result["label"]
 
+    @property
+    def revisions(self) -> list[dict[str, Any]]:
+        """Revision and dirty flag of each code that trained it; several only if it was resumed by another."""
+        first = {name: self.provenance.get(name) for name in ("revision", "dirty")}
+        return self.provenance.get("revisions") or [first]
+
     def _final(self, key: str) -> np.ndarray | None:
         final = self.result["final"]
         return None if final is None or final[key] is None else np.asarray(final[key], dtype=np.float64)
@@ -277,6 +283,23 @@ def read_record(path: Path) -> Record:
             "move the folder away and run again"
         )
     return Record(path, result, loaded[PROVENANCE])
+
+
+def find_record(out: Path, cell_id: str, seed: int) -> Record | None:
+    """The record of a replica; None if there is none, or none that can be read.
+
+    Raises:
+        UnknownSchemaError: for a record of another version.
+    """
+    path = record_path(out, cell_id, seed)
+    if not path.exists():
+        return None
+    try:
+        return read_record(path)
+    except UnknownSchemaError:
+        raise
+    except RecordError:
+        return None
 
 
 def scan(out: Path) -> Scan:

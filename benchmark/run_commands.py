@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,8 +23,13 @@ def _facts(job: runs.Job) -> dict[str, object]:
     }
 
 
-def show_all(out: Path, as_json: bool) -> int:
+def show_all(names: list[str], out: Path, as_json: bool) -> int:
     """Lists the runs of a results folder with state and disk use."""
+    if names:
+        raise RecordError(
+            f"`offon runs list` takes no names, got {' '.join(names)}; `offon runs show RUN` shows one run, "
+            "--out chooses the results folder"
+        )
     readable, broken = runs.list_runs(out)
     for unreadable in broken:
         print(unreadable.reason, file=sys.stderr)
@@ -35,7 +41,7 @@ def show_all(out: Path, as_json: bool) -> int:
         print(f"no runs in {out}")
     for row in listed:
         size = f"{row['bytes'] / 1e6:.1f} MB"  # type: ignore[operator]
-        print(f"{row['run_id']}  {row['state']:<12}{row['algorithm']:<20}{row['task']:<24}seeds {row['seeds']}  {size}")
+        print(f"{row['run_id']}  {row['state']:<20}{row['algorithm']:<20}{row['task']:<24}seeds {row['seeds']}  {size}")
     return 0
 
 
@@ -60,18 +66,28 @@ def resume(names: list[str], out: Path, workers: int) -> int:
     progress = make_progress("auto")
     with progress:
         statuses = execute(jobs, worker_count(workers, jobs[0].device), progress.emit)
-    return conclude(statuses, out)
+    return conclude(statuses, {member for job in jobs for member in job.members()}, out)
 
 
 def remove(names: list[str], out: Path, with_records: bool) -> int:
     """Deletes run folders (checkpoints and configuration), and records if asked."""
-    for job in _chosen(names, out):
-        runs.remove_run(job, with_records)
-        print(f"removed run {job.run_id}{' and its records' if with_records else '; its records stay'}")
+    _need_names(names)
+    for folder in [runs.find_folder(name, out) for name in names]:
+        try:
+            runs.remove_run(runs.read_run(folder), with_records)
+        except runs.UnreadableRunError as error:
+            if with_records:
+                raise RecordError(f"{error}. Its records cannot be told: leave --with-records out") from error
+            shutil.rmtree(folder)
+        print(f"removed run {folder.name}{' and its records' if with_records else '; its records stay'}")
     return 0
 
 
 def _chosen(names: list[str], out: Path) -> list[runs.Job]:
+    _need_names(names)
+    return [runs.find_run(name, out) for name in names]
+
+
+def _need_names(names: list[str]) -> None:
     if not names:
         raise RecordError("name at least one run; `offon runs list` shows them")
-    return [runs.find_run(name, out) for name in names]

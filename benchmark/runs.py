@@ -12,10 +12,22 @@ from typing import Any
 
 from offon.benchmark import files
 from offon.benchmark.claims import is_claimed
-from offon.benchmark.records import Broken, Planned, RecordError, UnknownSchemaError, identity, record_path
+from offon.benchmark.records import (
+    Broken,
+    Planned,
+    RecordError,
+    UnknownSchemaError,
+    find_record,
+    identity,
+    record_path,
+)
 
 RUN_SCHEMA = 1
 _RUN_FILE = "run.json"
+
+
+class UnreadableRunError(RecordError):
+    """A run folder does not say what was planned."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,20 @@ class Job:
         """Whether something stands to go on from."""
         return any(self.folder.glob("checkpoint-*.safetensors"))
 
+    def statuses(self) -> list[str | None]:
+        """The status in the record of each replica; None where no readable record stands."""
+        found: list[str | None] = []
+        for replica in self.replicas:
+            try:
+                record = find_record(self.out, replica.cell_id, replica.seed)
+                found.append(None if record is None else record.status)
+            except UnknownSchemaError:
+                found.append("finished")  # by another version; it is never trained over
+        return found
+
     def is_done(self) -> bool:
-        """Whether every replica has a record."""
-        return all(record_path(self.out, replica.cell_id, replica.seed).exists() for replica in self.replicas)
+        """Whether every replica has a readable record."""
+        return None not in self.statuses()
 
     def write(self) -> None:
         """Writes the run folder with the full resolved configuration; only what differs is written again."""
@@ -86,7 +109,8 @@ def read_run(folder: Path) -> Job:
     """The job of a run folder.
 
     Raises:
-        RecordError: if it is no run folder, or one that this version cannot read.
+        UnreadableRunError: if it is no run folder, or a damaged one.
+        UnknownSchemaError: if another version wrote it.
     """
     path = folder / _RUN_FILE
     try:
@@ -99,12 +123,13 @@ def read_run(folder: Path) -> Job:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UnknownSchemaError):
             raise
-        raise RecordError(
-            f"{path}: not a readable run ({type(error).__name__}: {error}); repeat the `offon run` command to write "
-            "it again, or remove the folder (finished records stand elsewhere)"
+        raise UnreadableRunError(
+            f"{path}: not a readable run ({type(error).__name__}: {error}); repeat the `offon run` command to go on "
+            f"with it, or, once its records are finished, remove it: `offon runs remove {folder.name} --out "
+            f"{folder.parent.parent}` (records stand elsewhere and stay)"
         ) from error
     if not written == job.run_id == folder.name:
-        raise RecordError(f"{path}: expected run {folder.name}, found {written}: altered or renamed; restore it")
+        raise UnreadableRunError(f"{path}: expected run {folder.name}, found {written}: altered or renamed; restore it")
     return job
 
 
@@ -128,10 +153,19 @@ def find_run(name: str, out: Path) -> Job:
     """The run of a folder, an id or the beginning of an id.
 
     Raises:
+        RecordError: if there is none, or several, or it cannot be read.
+    """
+    return read_run(find_folder(name, out))
+
+
+def find_folder(name: str, out: Path) -> Path:
+    """The folder of a run, which may be unreadable.
+
+    Raises:
         RecordError: if there is none, or several.
     """
     if name and (Path(name) / _RUN_FILE).is_file():
-        return read_run(Path(name).resolve())
+        return Path(name).resolve()
     matches = sorted((out / "runs").glob(f"{name}*/{_RUN_FILE}")) if name and "/" not in name else []
     if len(matches) != 1:
         found = "none" if not matches else ", ".join(path.parent.name for path in matches)
@@ -139,13 +173,15 @@ def find_run(name: str, out: Path) -> Job:
         raise RecordError(
             f"expected one run named {name!r} in {where}, found {found}; `offon runs list --out {out}` shows them"
         )
-    return read_run(matches[0].parent)
+    return matches[0].parent
 
 
 def state_of(job: Job) -> str:
-    """Finished, running, interrupted (a checkpoint waits) or pending."""
-    if job.is_done():
-        return "finished"
+    """Finished, finished (n failed), failed, running, interrupted (a checkpoint waits) or pending."""
+    statuses = job.statuses()
+    if None not in statuses:
+        failed = statuses.count("failed")
+        return "failed" if failed == len(statuses) else f"finished ({failed} failed)" if failed else "finished"
     if any(is_claimed(job.out, replica.cell_id, replica.seed) for replica in job.replicas):
         return "running"
     return "interrupted" if job.has_checkpoint() else "pending"

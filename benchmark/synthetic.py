@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from offon.algorithms.interface import Method, Obs
 from offon.algorithms.noise import ActNoise
-from offon.benchmark.evaluator import Policy
+from offon.benchmark.evaluator import Policy, first_obs
 from offon.datasets.transitions import DataIdentity, Transitions
 
 CHAIN_STATES = 5
@@ -90,19 +89,6 @@ def chain_detours(policy: Policy) -> Tensor:
         x.action, x.reward = action, reward
         state = torch.where(alive, chain_step(state, action.squeeze(-1)), state)
     return steps - fewest
-
-
-def first_obs(method: Method, obs: Tensor) -> Obs:
-    """What a policy sees at the start of an episode, for observations [R, N, O]."""
-    lead, device = obs.shape[:2], obs.device
-    return Obs(
-        obs=obs,
-        t=torch.zeros(lead, dtype=torch.int64, device=device),
-        action=torch.zeros(*lead, method.spec.act_dim, device=device),
-        reward=torch.zeros(lead, device=device),
-        cost=torch.zeros(lead, device=device),
-        memory={name: tensor.to(device) for name, tensor in method.memory(lead[1]).items()},
-    )
 
 
 def _one_hot(state: Tensor) -> Tensor:

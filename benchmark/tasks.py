@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+OWN = "own/"  # what the names of tasks around files of the user's own begin with
 
 
 class TaskError(ValueError):
@@ -28,10 +31,12 @@ class Task:
     score_source: str
     note: str = ""
 
-    @property
-    def suite(self) -> str:
-        """The part before the slash."""
-        return self.name.split("/")[0]
+    def identity(self) -> dict[str, Any]:
+        """The task's part of a cell; a file's name fixes no reference, so a task of one's own carries the pair."""
+        found: dict[str, Any] = {"name": self.name, "version": self.version}
+        if self.name.startswith(OWN) and self.score_min is not None:
+            found |= {"score_min": self.score_min, "score_max": self.score_max}
+        return found
 
 
 @cache
@@ -81,15 +86,24 @@ def own_task(
         horizon: longest episode; None takes the environment's.
         score_min: return that counts as 0; None with score_max None shows raw returns.
         score_max: return that counts as 100.
+
+    Raises:
+        TaskError: unless both scores are given, the smaller one as score_min, or none.
     """
     from offon.envs import ENV_IDS
 
-    if (score_min is None) != (score_max is None) or (score_min is not None and score_min == score_max):
+    if (score_min is None) != (score_max is None):
         raise TaskError(
-            f"expected two different scores or none, got score_min={score_min} and score_max={score_max}"
+            f"expected two scores or none, got score_min={score_min} and score_max={score_max}; give both, or leave "
+            "both out to see raw returns"
+        )
+    if score_min is not None and score_max is not None and score_min >= score_max:
+        raise TaskError(
+            f"expected score_min < score_max, got {score_min} and {score_max}: score_min is the return that counts as "
+            "0, score_max the better one that counts as 100; swap or correct them"
         )
     ours = {known.split("/")[0] for known in (*ENV_IDS, "gymnasium/")}
     if env is not None and env.split("/")[0] not in ours:
         env = f"gymnasium/{env}"
     source = "given on the command line" if score_min is not None else "none: raw returns"
-    return Task(f"own/{Path(dataset).stem}", 1, dataset, env, horizon, score_min, score_max, source)
+    return Task(f"{OWN}{Path(dataset).stem}", 1, dataset, env, horizon, score_min, score_max, source)

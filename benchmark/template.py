@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 from pathlib import Path
 from string import Template
@@ -84,6 +85,8 @@ def write_template(name: str, folder: Path) -> Path:
     """
     if not name.isidentifier() or name != name.lower() or name.startswith("_") or keyword.iskeyword(name):
         raise AlgorithmError(f"expected a snake_case name such as my_algo, got {name!r}")
+    if importlib.util.find_spec(name) is not None:
+        raise AlgorithmError(f"a Python module is named {name!r}, which {name}.py would hide; choose another name")
     if name in registry.load_all():
         raise AlgorithmError(f"there is an algorithm named {name!r} already; choose another name")
     path = folder / f"{name}.py"
@@ -93,4 +96,6 @@ def write_template(name: str, folder: Path) -> Path:
             file.write(_TEXT.substitute(name=name, title=title))
     except FileExistsError:
         raise AlgorithmError(f"{path} stands already and is left as it is; choose another name or folder") from None
+    except OSError as error:
+        raise AlgorithmError(f"{folder}: {error.strerror}; name a folder that exists (--folder)") from error
     return path

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from offon.algorithms.interface import Algorithm, Spec
 from offon.algorithms.noise import ActNoise
+from offon.benchmark.evaluator import first_obs
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.stepper import Stepper, snapshot
-from offon.benchmark.synthetic import chain_transitions, first_obs, random_transitions
+from offon.benchmark.synthetic import chain_transitions, random_transitions
 from offon.benchmark.watch import ContractError
 from offon.datasets import transforms
 from offon.datasets.transitions import Batch, Transitions

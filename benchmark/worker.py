@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -14,6 +16,8 @@ from typing import Any
 
 from offon.benchmark import device as devices
 from offon.benchmark.claims import Claim
+from offon.benchmark.files import set_aside
+from offon.benchmark.records import find_record, record_path
 from offon.benchmark.runs import Job, read_run
 
 Emit = Callable[[dict[str, Any]], None]
@@ -48,6 +52,8 @@ def train_job(job: Job, emit: Emit, should_stop: Callable[[], bool]) -> str:
         emit({"event": "busy", "holder": holder, **about})
         return "busy"
     try:
+        job = _without_recorded(job, emit)
+        about |= {"run_id": job.run_id, "seeds": job.seeds}
         if job.is_done():
             emit({"event": "done", "update": job.settings["updates"], "updates": job.settings["updates"], **about})
             return "finished"
@@ -65,6 +71,32 @@ def train_job(job: Job, emit: Emit, should_stop: Callable[[], bool]) -> str:
         return "failed"
     finally:
         claim.release()
+
+
+def _without_recorded(job: Job, emit: Emit) -> Job:
+    """Before its first checkpoint a run leaves out the replicas that another run has recorded meanwhile.
+
+    Unreadable records are set aside, so that those of this run find their places free.
+    """
+    elsewhere = set()
+    about = {"run_id": job.run_id, "label": job.label, "task": job.task["name"], "seeds": job.seeds}
+    for replica in job.replicas:
+        record = find_record(job.out, replica.cell_id, replica.seed)
+        path = record_path(job.out, replica.cell_id, replica.seed)
+        if record is None and path.exists():
+            message = f"unreadable record moved to {set_aside(path)}; it is written again"
+            emit({"event": "note", "message": message, **about})
+        if record is not None and record.result["run"].get("run_id") != job.run_id:
+            elsewhere.add((replica.cell_id, replica.seed))
+    rest = tuple(r for r in job.replicas if (r.cell_id, r.seed) not in elsewhere)
+    if not elsewhere or not rest or job.has_checkpoint():
+        return job
+    smaller = replace(job, replicas=rest, cells={r.cell_id: job.cells[r.cell_id] for r in rest})
+    smaller.write()
+    shutil.rmtree(job.folder, ignore_errors=True)
+    message = f"another run has recorded some of its seeds; run {smaller.run_id} trains the others, {smaller.seeds}"
+    emit({"event": "note", "message": message, **about})
+    return smaller
 
 
 def worker_main(link: Connection, scheduler: int) -> None:

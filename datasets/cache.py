@@ -22,7 +22,7 @@ from offon.datasets.episodes import Reading
 from offon.datasets.locate import cache_folder
 from offon.datasets.transitions import PACKED_COLUMNS, DataIdentity, Transitions, unpack
 
-SCHEMA = 1  # raise it when a reader or the layout changes: older files are then rebuilt
+SCHEMA = 2  # raise it when a reader or the layout changes: older files are then rebuilt
 _ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed
 
 
@@ -46,10 +46,10 @@ def read(source_sha256: str, reading: Reading, identity: DataIdentity) -> Transi
             if not isinstance(header, dict) or header.get("schema_version") != SCHEMA:
                 return None
             rows, starts = file.get_tensor("rows"), file.get_tensor("starts")
-        if header["source_sha256"] != source_sha256 or header["crc32"] != _crc32(rows, starts):
+        if header["source_sha256"] != source_sha256 or header.pop("crc32") != _crc32(rows, starts, header):
             return None
         layout = {name: slice(*where) for name, where in header["layout"].items()}
-        return unpack(rows, layout, starts, identity.noted(header["notes"]))
+        return unpack(rows, layout, starts, identity.noted(header["notes"]), header["behaviour_return"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
         return None
 
@@ -58,14 +58,15 @@ def write(source_sha256: str, reading: Reading, transitions: Transitions, notes:
     """Store the packed copy; a folder that cannot be written is worth a warning, never a failure."""
     path = cache_path(source_sha256, reading)
     rows, layout = transitions.pack(columns_of(transitions))
-    header = {
+    header: dict[str, Any] = {
         "schema_version": SCHEMA,
         "source_sha256": source_sha256,
         "notes": notes,
         "layout": {name: [where.start, where.stop] for name, where in layout.items()},
         "stats": {name: value.tolist() for name, value in transitions.stats().items()},
-        "crc32": _crc32(rows, transitions.starts),
+        "behaviour_return": transitions.behaviour_return,
     }
+    header["crc32"] = _crc32(rows, transitions.starts, header)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,8 +86,10 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) 
         os.fsync(file.fileno())
 
 
-def _crc32(rows: torch.Tensor, starts: torch.Tensor) -> int:
-    return zlib.crc32(starts.numpy().data, zlib.crc32(rows.numpy().data))
+def _crc32(rows: torch.Tensor, starts: torch.Tensor, header: dict[str, Any]) -> int:
+    """Return the checksum of the tensors and of the header without its checksum."""
+    crc = zlib.crc32(json.dumps(header, sort_keys=True).encode())
+    return zlib.crc32(starts.numpy().data, zlib.crc32(rows.numpy().data, crc))
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -67,6 +67,8 @@ def to_transitions(columns: Columns, reading: Reading, identity: DataIdentity, w
         truncated=_tensor(truncated),
         starts=torch.from_numpy(np.flatnonzero(is_first)),
         cost=None if columns.cost is None else _tensor(columns.cost, keep),
+        # a row that is dropped may hold padding: then only the rows that are kept tell
+        recorded_return=columns.mean_return() if np.isfinite(columns.reward).all() else None,
         identity=identity,
     )
 

@@ -7,5 +7,9 @@ class DataError(ValueError):
     """Data that cannot be used; the message names the file, what was expected, what was found and what to do."""
 
 
+class ActionsBeyondError(DataError):
+    """Actions beyond [-1, 1] in data that is otherwise whole; the bounds of an environment may bring them inside."""
+
+
 class DataNotFound(DataError):
     """No file for a data set; the message lists the places that were searched."""

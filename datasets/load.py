@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from offon.datasets import cache as packed_cache
 from offon.datasets.catalogue import DATASETS, Dataset, dataset, with_sha256
 from offon.datasets.episodes import Reading, action_bounds, to_transitions
 from offon.datasets.errors import DataError, DataNotFound
+from offon.datasets.hashes import md5_of, sha256_of
 from offon.datasets.locate import cure, find
 from offon.datasets.readers import read_columns
 from offon.datasets.transitions import DataIdentity, Transitions, unpack, validate
@@ -77,21 +77,6 @@ def resolve(name_or_path: str | Path, file: str | Path | None = None) -> tuple[D
     return dataset(name), path
 
 
-def sha256_of(path: str | Path) -> str:
-    """Return the sha256 of a file, in hex; DataError if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check path and permissions") from error
-
-
-def md5_of(path: str | Path) -> str:
-    """Return the MD5 of a file, in hex: some publishers state nothing better."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
 def check_hash(known: Dataset, path: Path, sha256: str) -> None:
     """Raise DataError unless the file's bytes are those of the data set."""
     if sha256 in known.stale:
@@ -125,7 +110,8 @@ def _import(path: Path, reading: Reading, identity: DataIdentity, cache: bool) -
     validate(transitions, str(path))
     stored = packed_cache.columns_of(transitions)
     rows, layout = transitions.pack(stored)
-    packed = unpack(rows, layout, transitions.starts, identity.noted(columns.notes))
+    noted = identity.noted(columns.notes)
+    packed = unpack(rows, layout, transitions.starts, noted, transitions.behaviour_return)
     if cache:
         packed_cache.write(identity.sha256, reading, packed, columns.notes)
     return packed

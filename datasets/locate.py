@@ -8,6 +8,7 @@ from pathlib import Path
 
 from offon.datasets.catalogue import Dataset
 from offon.datasets.errors import DataNotFound
+from offon.datasets.hashes import is_known
 
 BUNDLED = Path(__file__).parent / "bundled"
 _DEPTH = 4  # folders below an entry of OFFON_DATA; deeper trees are not data folders
@@ -27,18 +28,21 @@ def data_folders() -> list[Path]:
 def find(dataset: Dataset, file: str | Path | None = None) -> Path:
     """Return the file of a data set, or raise DataNotFound with every place searched and the cure.
 
-    Only the name is looked at; whether the bytes are the right ones is for `load` to check.
+    Of several files that go by its name, the first with the right hash is taken, and if there is none the first;
+    whether the bytes are the right ones is then for `load` to check.
     """
     if file is not None:
         if os.path.isfile(file):  # unlike Path.is_file, False where a folder above cannot be entered
             return Path(file)
         raise DataNotFound(f"{file}: no such file, though it was given for {dataset.name}; correct the path")
+    hits: list[Path] = []
     searched = []
     for label, folder in _places():
         found, note = _search(folder, dataset.files)
-        if found is not None:
-            return found
+        hits += found
         searched.append(f"  {label} {folder}: {note}")
+    if hits:
+        return hits[0] if len(hits) == 1 else next((hit for hit in hits if is_known(dataset, hit)), hits[0])
     if not data_folders():
         searched.insert(0, "  OFFON_DATA is not set")
     raise DataNotFound(
@@ -65,18 +69,17 @@ def _places() -> Iterator[tuple[str, Path]]:
     yield "cache", cache_folder()
 
 
-def _search(folder: Path, names: tuple[str, ...]) -> tuple[Path | None, str]:
-    """Return the file of the first of these names that is in or below the folder, and what to say if there is none."""
+def _search(folder: Path, names: tuple[str, ...]) -> tuple[list[Path], str]:
+    """Return the files of these names in or below the folder, in the order of names, and what to say if none is."""
     if not os.path.isdir(folder):
-        return None, "is not a folder" if os.path.exists(folder) else "does not exist or cannot be entered"
-    hits: dict[str, Path] = {}
+        return [], "is not a folder" if os.path.exists(folder) else "does not exist or cannot be entered"
+    hits: list[Path] = []
     failures: list[OSError] = []
     for where, below, files in os.walk(folder, onerror=failures.append, followlinks=True):
         depth = len(Path(where).relative_to(folder).parts)
         below[:] = sorted(below) if depth < _DEPTH else []
-        for name in set(names).intersection(files):
-            hits.setdefault(name, Path(where, name))
-    best = next((hits[name] for name in names if name in hits), None)
-    if best is None and failures:
-        return None, f"not there, and {len(failures)} folders cannot be read ({failures[0]})"
-    return best, "not there"
+        hits += (Path(where, name) for name in names if name in files)
+    hits.sort(key=lambda hit: names.index(hit.name))
+    if not hits and failures:
+        return [], f"not there, and {len(failures)} folders cannot be read ({failures[0]})"
+    return hits, "not there"

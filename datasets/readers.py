@@ -23,6 +23,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "truncated": ("truncated", "timeouts"),
     "cost": ("costs", "cost"),
 }
+_EPISODE_OVER = ("done", "dones")  # some writers set these at time limits too
+_GROUP = "a group"
 _VECTORS = ("obs", "action", "next_obs")
 # what numpy, zipfile and h5py raise on files that are cut short, overwritten or not theirs
 _BROKEN = (
@@ -53,6 +55,10 @@ class Columns:
         """Return the last row of each episode, int64 [E]."""
         return np.flatnonzero(self.terminated | self.truncated)
 
+    def mean_return(self) -> float:
+        """Return the mean undiscounted return of the episodes, all rows counted."""
+        return float(self.reward.sum(dtype=np.float64)) / len(self.ends())
+
     def head(self, episodes: int) -> Columns:
         """Return only the first so many episodes."""
         stop = int(self.ends()[:episodes][-1]) + 1
@@ -77,7 +83,7 @@ def read_columns(path: str | Path, ends: str = "flags") -> Columns:
     vectors = {name: _vectors(path, name, arrays[name]) for name in _VECTORS if name in arrays}
     scalars = {name: _scalars(path, name, arrays[name]) for name in arrays if name not in _VECTORS}
     _check_lengths(path, {**vectors, **scalars})
-    flags, notes = _flags(path, scalars, ends)
+    flags, notes = _flags(path, scalars, ends, _key(shapes, "terminated"))
     return Columns(
         obs=vectors["obs"],
         action=vectors["action"],
@@ -127,9 +133,8 @@ def _read_hdf5(path: Path) -> Found:
 
     try:
         with h5py.File(path, "r") as file:
-            leaves = {key: item for key, item in file.items() if isinstance(item, h5py.Dataset)}
-            shapes = {key: _shape(item) if key in leaves else "a group" for key, item in file.items()}
-            arrays = {name: leaves[key][...] for key, name in _wanted(leaves).items()}
+            shapes = {key: _shape(item) if isinstance(item, h5py.Dataset) else _GROUP for key, item in file.items()}
+            arrays = {name: file[key][...] for key, name in _wanted(shapes).items()}
     except _BROKEN as error:
         raise DataError(_broken(path, "HDF5", error)) from error
     return arrays, shapes
@@ -144,10 +149,15 @@ def _npz_shape(archive: zipfile.ZipFile, key: str) -> str:
     return f"{dtype} {list(shape)}"
 
 
-def _wanted(keys: Mapping[str, object]) -> dict[str, str]:
+def _wanted(shapes: Mapping[str, str]) -> dict[str, str]:
     """Return which of a file's keys to read, and as which column."""
-    first = {name: next((key for key in known if key in keys), None) for name, known in KEYS.items()}
+    first = {name: _key(shapes, name) for name in KEYS}
     return {key: name for name, key in first.items() if key is not None}
+
+
+def _key(shapes: Mapping[str, str], name: str) -> str | None:
+    """Return the key of a file that holds a column, or None."""
+    return next((key for key in KEYS[name] if shapes.get(key, _GROUP) != _GROUP), None)
 
 
 def _has_layout(arrays: Mapping[str, np.ndarray]) -> bool:
@@ -207,7 +217,7 @@ def _check_lengths(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 
 
 def _flags(
-    path: Path, scalars: Mapping[str, np.ndarray], ends: str
+    path: Path, scalars: Mapping[str, np.ndarray], ends: str, terminal_key: str | None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return terminated and truncated as bool, closed at the last row, and what was assumed about them."""
     nothing = np.zeros(len(scalars["reward"]), dtype=bool)
@@ -222,10 +232,27 @@ def _flags(
     if ends == "terminals_are_limits":
         flags = {"terminated": nothing, "truncated": flags["terminated"]}
         notes.append("terminals are read as time limits, timeouts are ignored")
+    elif terminal_key in _EPISODE_OVER:
+        notes += _take_cuts_out(path, flags, terminal_key)
     if not (flags["terminated"][-1] or flags["truncated"][-1]):
         flags["truncated"][-1] = True
         notes.append("the log stops inside an episode: its last row is taken as truncated")
     return flags, tuple(notes)
+
+
+def _take_cuts_out(path: Path, flags: dict[str, np.ndarray], key: str) -> list[str]:
+    """Clear `terminated` in truncated rows if the file's key means that the episode is over, for whatever reason."""
+    truncated = flags["truncated"]
+    both, cuts = int((flags["terminated"] & truncated).sum()), int(truncated.sum())
+    if both == 0:
+        return []
+    if both < cuts:
+        raise DataError(
+            f"{path}: expected '{key}' in all truncated rows (the episode is over) or in none (it terminated), found "
+            f"it in {both} of {cuts}; store a key 'terminated' that is 1 only where the episode truly ended"
+        )
+    flags["terminated"] = flags["terminated"] & ~truncated
+    return [f"'{key}' is set in every truncated row too: those are taken as cut, not terminated"]
 
 
 def _shape(array: np.ndarray) -> str:

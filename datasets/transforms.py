@@ -12,7 +12,7 @@ from torch import Tensor
 from offon.datasets.errors import DataError
 from offon.datasets.transitions import Transitions
 
-_STD_FLOOR = 1e-3  # added to the std, as in CORL: a constant entry becomes 0
+OBS_EPSILON = 1e-3  # added to the std, as in CORL: a constant entry becomes 0
 _SPAN = 1000.0  # what the range of returns is scaled to
 _CORL_MAX_ROWS = 1000  # CORL's max_episode_steps, the same for every task
 
@@ -20,7 +20,7 @@ _CORL_MAX_ROWS = 1000  # CORL's max_episode_steps, the same for every task
 def normalize_obs(transitions: Transitions) -> Transitions:
     """Return the transitions with (s - mean) / (std + 1e-3) for `obs` and `next_obs`; moments over `obs` only."""
     stats = transitions.stats()
-    mean, scale = stats["obs_mean"], stats["obs_std"] + _STD_FLOOR
+    mean, scale = stats["obs_mean"], stats["obs_std"] + OBS_EPSILON
     return replace(
         transitions,
         obs=(transitions.obs - mean) / scale,
@@ -37,8 +37,12 @@ def transform_reward(transitions: Transitions, name: str) -> Transitions:
         raise DataError(f"unknown reward transform {name!r}; {hint}")
     if name == "none":
         return transitions
-    reward = REWARD_TRANSFORMS[name](transitions)
-    return replace(transitions, reward=reward, identity=transitions.identity.extended(f"reward={name}"))
+    return replace(
+        transitions,
+        reward=REWARD_TRANSFORMS[name](transitions),
+        recorded_return=transitions.behaviour_return,  # of the raw rewards
+        identity=transitions.identity.extended(f"reward={name}"),
+    )
 
 
 def return_range(reward: Tensor, last_rows: Tensor) -> tuple[float, float]:

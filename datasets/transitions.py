@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offon.datasets.errors import DataError
+from offon.datasets.errors import ActionsBeyondError, DataError
 
 VECTOR_COLUMNS = ("obs", "action", "next_obs", "next_action")  # the others are one number per row
 PACKED_COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
@@ -57,6 +57,7 @@ class Transitions:
     starts: Tensor  # [E] int64, first row of each episode
     identity: DataIdentity
     cost: Tensor | None = None  # [N]
+    recorded_return: float | None = None  # see behaviour_return
 
     @property
     def size(self) -> int:
@@ -85,6 +86,14 @@ class Transitions:
     def episode_returns(self) -> Tensor:
         """Return the undiscounted return of each episode, float64 [E]."""
         return torch.from_numpy(np.add.reduceat(self.reward.double().numpy(), self.starts.numpy()))
+
+    @property
+    def behaviour_return(self) -> float:
+        """Mean return of the episodes as they were recorded.
+
+        For a file it includes the rows that are not there to train on; transforms keep it.
+        """
+        return float(self.episode_returns().mean()) if self.recorded_return is None else self.recorded_return
 
     def stats(self) -> dict[str, Tensor]:
         """Return mean and population std of `obs` [O], and the least and greatest episode return (scalars)."""
@@ -161,11 +170,16 @@ class Transitions:
         return torch.repeat_interleave(each, self.episode_lengths())
 
 
-def unpack(rows: Tensor, layout: dict[str, slice], starts: Tensor, identity: DataIdentity) -> Transitions:
+def unpack(
+    rows: Tensor,
+    layout: dict[str, slice],
+    starts: Tensor,
+    identity: DataIdentity,
+    recorded_return: float | None = None,
+) -> Transitions:
     """Return the transitions whose columns are views on packed rows [N, W]."""
-    return Transitions(
-        starts=starts, identity=identity, **{name: _view(rows, layout, name) for name in layout}
-    )
+    columns = {name: _view(rows, layout, name) for name in layout}
+    return Transitions(starts=starts, identity=identity, recorded_return=recorded_return, **columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +261,7 @@ def validate(transitions: Transitions, where: str) -> None:
     beyond = (transitions.action.abs() > 1.0 + ACTION_TOLERANCE).any(dim=1)
     if bool(beyond.any()):
         worst = float(transitions.action.abs().max())
-        raise DataError(
+        raise ActionsBeyondError(
             f"{where}: expected actions in [-1, 1], found {int(beyond.sum())} of {transitions.size} rows beyond, the "
             f"worst at {worst:g}; name the env so that its bounds are used to rescale them, or set clip_actions=true"
         )

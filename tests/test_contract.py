@@ -22,7 +22,8 @@ def every_case():
     for method in registry.load_all().values():
         for promise, preset in cases(method):
             label = "-".join(filter(None, (method.name, preset, promise.name)))
-            marks = pytest.mark.slow if promise.name in SLOW else ()
+            marks = [pytest.mark.slow] if promise.name in SLOW else []
+            marks += [pytest.mark.gpu] if promise.needs == "cuda" else []
             yield pytest.param(method, promise, preset, id=label, marks=marks)
 
 

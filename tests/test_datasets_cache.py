@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -48,7 +49,7 @@ def source(tmp_path):
 
 
 def assert_equal(first, second):
-    assert first.identity == second.identity
+    assert first.identity == second.identity and first.behaviour_return == second.behaviour_return
     assert torch.equal(first.pack()[0], second.pack()[0]) and torch.equal(first.starts, second.starts)
     assert (first.cost is None) == (second.cost is None)
     for name, value in first.stats().items():
@@ -67,6 +68,28 @@ def test_cached_transitions_equal_the_imported_ones_to_the_bit(tmp_path, folder,
     assert only(folder).suffix == ".safetensors"
     assert_equal(plain, first)
     assert_equal(first, second)
+
+
+def test_the_behaviour_return_of_dropped_rows_comes_back_from_the_cache(tmp_path, monkeypatch):
+    path = tmp_path / "mine.hdf5"
+    last = np.array([(row + 1) % 10 == 0 for row in range(50)], np.float32)
+    with h5py.File(path, "w") as file:
+        file["observations"], file["actions"] = np.zeros((50, 3)), np.zeros((50, 2))
+        file["rewards"], file["timeouts"] = 7.0 * last, last
+    fresh = load(path)
+    monkeypatch.setattr("offon.datasets.load.read_columns", None)
+    cached = load(path)
+    assert fresh.size == 45 and not fresh.reward.any()
+    assert fresh.behaviour_return == cached.behaviour_return == 7.0
+
+
+def test_a_changed_header_is_noticed(source, folder):
+    first = load(source)
+    content = only(folder).read_bytes()
+    written = str(first.behaviour_return).encode()
+    assert content.count(written) == 1
+    only(folder).write_bytes(content.replace(written, written[:-1] + (b"1" if written[-1:] != b"1" else b"2")))
+    assert_equal(first, load(source))
 
 
 def test_the_cache_is_used_when_it_is_there(source, monkeypatch):

@@ -82,6 +82,28 @@ def test_the_preferred_file_name_wins_inside_a_folder(places, toy):
     assert locate.find(toy()) == places / "data/b/toy.npz"
 
 
+def stale_toy(toy, good, bad):
+    return toy(sha256=sha256(good), stale={sha256(bad): "its rewards are wrong"})
+
+
+@pytest.mark.parametrize("at", ["two/toy.npz", "two/toy-old.npz", "one/a/toy.npz", "one/toy-old.npz", "cache/toy.npz"])
+def test_a_file_with_the_right_hash_is_preferred_wherever_it_lies(places, toy, monkeypatch, at):
+    monkeypatch.setenv("OFFON_DATA", f"{places / 'one'}:{places / 'two'}")
+    bad, good = write(places / "one/toy.npz", n=15), write(places / at)
+    assert locate.find(stale_toy(toy, good, bad)) == good and load.load("test/toy").size == 10
+    assert locate.find(toy(md5=md5(good))) == good
+    assert locate.find(toy(stale={sha256(bad): "its rewards are wrong"})) == good
+
+
+def test_if_no_file_has_the_right_hash_the_error_is_about_the_first(places, toy, monkeypatch):
+    monkeypatch.setenv("OFFON_DATA", f"{places / 'one'}:{places / 'two'}")
+    first = write(places / "one/toy.npz", n=15)
+    write(places / "two/toy.npz", n=20)
+    toy(sha256="ab" * 32)
+    with pytest.raises(DataError, match=f"{first}: expected sha256 abab"):
+        load.load("test/toy")
+
+
 def test_only_a_small_depth_is_searched(places, toy):
     write(places / "data/1/2/3/4/5/toy.npz")
     with pytest.raises(DataNotFound):
@@ -279,6 +301,18 @@ def test_verify_of_own_data_counts_and_compares_with_nothing(places):
     report = verify.verify(write(places / "mine.npz"))
     assert report.ok and report.name == "own/mine"
     assert {check.check: check.found for check in report.rows}["episodes"] == "2"
+
+
+def test_actions_of_own_data_that_need_bounds_are_a_note(places, toy):
+    path = places / "mine.npz"
+    np.savez(path, **{**columns(), "action": np.full((10, 2), 2.0)})
+    report = verify.verify(path)
+    assert report.ok and "name the environment" in {check.check: check.found for check in report.rows}["contents"]
+    facts = verify.describe(path)
+    assert "name the environment" in facts["notes"][-1] and facts["statistics"]["action_max"] == 2.0
+    assert load.load(path, action_low=-2, action_high=2).size == 10
+    toy(sha256=sha256(path))
+    assert not verify.verify(path).ok  # known data is in [-1, 1]
 
 
 def test_describe_tells_what_is_known_and_where_it_lies(places, toy):

@@ -164,9 +164,9 @@ def test_drop_timeout_rows_is_the_qlearning_dataset_loop(tmp_path, seed, stored_
 @pytest.mark.parametrize("drop_timeout_rows", [True, False])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_episode_ends_with_a_flag_and_none_spans_an_end(tmp_path, seed, drop_timeout_rows):
-    data = without(columns(n=80, seed=seed), "next_obs")
+    data = without(columns(n=80, seed=seed), "next_obs", "done")
     generator = np.random.default_rng(seed)
-    data["done"], data["truncated"] = (generator.random((2, 80)) < 0.2).astype(np.float32)
+    data["terminated"], data["truncated"] = (generator.random((2, 80)) < 0.2).astype(np.float32)
     found = read(write_npz(tmp_path / "a.npz", data), drop_timeout_rows=drop_timeout_rows)
     ends = (found.terminated + found.truncated > 0).nonzero().squeeze(1)
     assert ends.tolist() == (found.starts + found.episode_lengths() - 1).tolist()
@@ -182,6 +182,49 @@ def test_a_file_without_timeouts_is_cut_at_terminals_and_says_so(tmp_path):
 def test_only_time_limits_is_a_layout_too(tmp_path):
     found = read(write_npz(tmp_path / "a.npz", without(columns(), "done")))
     assert found.starts.tolist() == [0, 8] and found.terminated.sum() == 0
+
+
+def over(data, key, rows):
+    """The same rows, where `key` says that the episode is over: terminated, or cut in these rows."""
+    data = {**data, key: data["done"].copy()}
+    data[key][rows] = 1.0
+    return data if key == "done" else without(data, "done")
+
+
+@pytest.mark.parametrize(("write", "key"), [(write_npz, "done"), (write_npz, "dones"), (write_hdf5, "dones")])
+def test_done_that_is_set_at_every_cut_too_does_not_cut_the_bootstrap(tmp_path, write, key):
+    found = read(write(tmp_path / "a.npz", over(columns(), key, [7, N - 1])))
+    assert found.terminated.nonzero().squeeze(1).tolist() == [3]
+    assert found.truncated.nonzero().squeeze(1).tolist() == [7, N - 1] and found.starts.tolist() == [0, 4, 8]
+    assert "is set in every truncated row too: those are taken as cut" in found.identity.source
+
+
+def test_done_that_is_set_at_some_cuts_only_is_refused(tmp_path):
+    with pytest.raises(DataError, match="found it in 1 of 2; store a key 'terminated'"):
+        read(write_npz(tmp_path / "a.npz", over(columns(), "done", [7])))
+
+
+@pytest.mark.parametrize("key", ["terminated", "terminals"])
+@pytest.mark.parametrize("rows", [[7], [7, N - 1]])
+def test_a_key_that_means_terminated_is_believed_in_truncated_rows(tmp_path, key, rows):
+    found = read(write_npz(tmp_path / "a.npz", over(columns(), key, rows)))
+    assert found.terminated.nonzero().squeeze(1).tolist() == [3, *rows] and found.identity.source == "a.npz"
+
+
+def test_the_behaviour_return_counts_the_rows_that_are_dropped(tmp_path):
+    data = without(columns(), "next_obs")
+    data["reward"] = np.zeros(N, np.float32)
+    data["reward"][[3, 7, N - 1]] = [1.0, 2.0, 6.0]  # all at the end of an episode; two of these rows are dropped
+    found = read(write_hdf5(tmp_path / "a.hdf5", data))
+    assert found.episode_returns().tolist() == [1.0, 0.0, 0.0] and found.behaviour_return == 3.0
+    assert read(tmp_path / "a.hdf5", drop_timeout_rows=True).behaviour_return == 3.0
+
+
+def test_a_dropped_row_without_a_reward_does_not_spoil_the_behaviour_return(tmp_path):
+    data = without(columns(), "next_obs")
+    data["reward"] = np.ones(N, np.float32)
+    data["reward"][7] = np.nan
+    assert read(write_hdf5(tmp_path / "a.hdf5", data)).behaviour_return == pytest.approx(10 / 3)
 
 
 def test_terminals_are_limits_ignores_timeouts(tmp_path):

@@ -59,7 +59,7 @@ def test_a_real_file_loads_with_its_identity(name):
 )
 def test_the_behaviour_has_the_published_return_and_score(name, least, greatest, mean, score):
     at_hand(name)
-    found = float(load(name).episode_returns().mean())
+    found = load(name).behaviour_return
     assert found == pytest.approx(mean, abs=5e-4)
     assert 100 * (found - least) / (greatest - least) == pytest.approx(score, abs=5e-4)
 
@@ -92,6 +92,13 @@ def test_the_door_file_is_cut_at_its_terminals_as_time_limits():
     lengths = data.episode_lengths()
     assert (int(lengths.min()), int(lengths.max())) == (222, 299)  # one less than recorded: 223 to 300
     assert load(path).identity == data.identity
+
+
+@pytest.mark.parametrize("name", HASHED)
+def test_the_behaviour_return_is_that_of_the_whole_file_fresh_and_cached(name):
+    at_hand(name)
+    expected = pytest.approx(DATASETS[name].golden["mean_return"], rel=1e-5)
+    assert load(name).behaviour_return == load(name).behaviour_return == expected
 
 
 def test_the_door_file_agrees_with_its_minari_copy():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,6 +55,14 @@ def returns(reward, ends):
         found.append(float(reward[start : end + 1].sum()))
         start = end + 1
     return found
+
+
+@pytest.mark.parametrize("name", REWARD_TRANSFORMS)
+def test_transforms_keep_the_raw_behaviour_return(name):
+    data = of(obs=[0, 1, 2, 3], rewards=[1, 2, 3, 4], terminated=[0, 1, 0, 1], starts=(0, 2))
+    assert transform_reward(normalize_obs(data), name).behaviour_return == data.behaviour_return == 5.0
+    recorded = replace(data, recorded_return=8.5)
+    assert normalize_obs(transform_reward(recorded, name)).behaviour_return == 8.5
 
 
 def test_normalize_obs_equals_the_published_examples():

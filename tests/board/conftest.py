@@ -14,8 +14,9 @@ SKILL = {"bc": 62.0, "td3_bc": 66.0, "iql": 71.0}
 
 
 def make_cell(task="neorl2/DMSD", label="iql", config=None, env="", updates=10_000, **other) -> dict:
+    references = {key: other[key] for key in ("score_min", "score_max") if key in other}  # of an own task
     return {
-        "task": {"name": task, "version": 1},
+        "task": {"name": task, "version": 1, **references},
         "data": {"name": task, "sha256": other.get("sha256", "ab" * 32), "transforms": []},
         "env": None if env is None else {"id": env or task, "version": "1"},
         "method": {"name": label.split("/")[0], "version": 1, "file_sha256": None},
@@ -49,6 +50,7 @@ def add(
     """Writes one record whose final score is about `mean`."""
     cell = make_cell(**cell_options)
     report = make_report(cell["task"]["name"], raw=raw)
+    report |= {key: cell["task"][key] for key in ("score_min", "score_max") if key in cell["task"]}
     low, high = (0.0, 100.0) if raw else (report["score_min"], report["score_max"])
     rng = np.random.default_rng([seed, len(cell_options.get("label", "")), int(10 * mean)])
     score = mean + rng.normal(0, 1.5)

@@ -10,8 +10,10 @@ import pytest
 from offon.benchmark.board_text import csv_text, markdown, print_table, summary
 from offon.benchmark.cells import LeaderboardError, group_cells, incidents
 from offon.benchmark.leaderboard import build_table, write_board
+from offon.benchmark.page import page
 from offon.benchmark.published import published_rows
 from offon.benchmark.records import Record, Scan
+from offon.benchmark.tasks import get_task, load_tasks
 
 SPECIFIED = (
     "task,algorithm,config_id,seeds,episodes,iqm,ci_low,ci_high,mean,std,median,oracle_best,behaviour_score,"
@@ -72,7 +74,7 @@ def test_a_strong_but_incomplete_cell_takes_no_place(write, found):
         write(seed, 90.0, label="iql", failed="loss is not finite" if seed == 2 else None)
     table = table_of(found())
     assert row_of(table, "bc")["rank"] == 1
-    assert table["rank"].notna().sum() == 2  # bc on the task and in the suite
+    assert table["rank"].notna().sum() == 1
 
 
 def test_every_state_has_its_own_word(write, found, plan):
@@ -243,6 +245,95 @@ def test_a_suite_row_needs_every_task(full):
     assert np.isnan(edac["iqm"])
 
 
+def surfaces(scan):
+    """CSV, Markdown, page and terminal of one board."""
+    from rich.console import Console
+
+    cells = group_cells(scan)
+    table, events = build_table(cells), incidents(cells, scan)
+    console = Console(file=io.StringIO(), width=200)
+    print_table(table, console)
+    return csv_text(table), markdown(table, events), page(table, cells, events, []), console.file.getvalue()
+
+
+def test_a_suite_with_one_task_on_the_board_is_shown_nowhere(write, found):
+    for label in ("bc", "iql"):
+        for seed in range(5):
+            write(seed, label=label)
+            write(seed, label=label, sha256="cd" * 32)  # the same task in another setting
+    for text, sign in zip(surfaces(found()), (",suite,", "Suite", "Suites</h2>", "Suite neorl2"), strict=True):
+        assert sign not in text.replace("A suite", "")
+
+
+def test_a_suite_row_says_everywhere_how_many_tasks_it_covers(full):
+    for text, row in zip(surfaces(full), ("neorl2,iql,", "| iql |", "", " iql "), strict=True):
+        assert any("2 of 2 tasks with a simulator" in line for line in text.splitlines() if row in line)
+        assert "1 of 2 tasks with a simulator" in text  # edac
+        assert "no result on neorl2/Pipeline" in text
+
+
+def test_a_suite_is_ranked_only_with_every_task_that_has_a_simulator(write, found, monkeypatch):
+    known = {task: dataclasses.replace(get_task("neorl2/DMSD"), name=task) for task in ("neorl2/DMSD", "neorl2/Fusion")}
+    monkeypatch.setattr("offon.benchmark.suites.load_tasks", lambda: load_tasks() | known)
+    for task in ("neorl2/DMSD", "neorl2/Pipeline"):
+        for seed in range(5):
+            write(seed, task=task)
+    row = row_of(table_of(found()), "iql", "neorl2", "suite")
+    assert (row["status"], row["notes"]) == ("incomplete: no result on neorl2/Fusion", "2 of 3 tasks with a simulator")
+    assert np.isfinite(row["iqm"]) and pd.isna(row["rank"])
+
+
+def test_a_suite_outside_the_list_of_tasks_needs_those_on_the_board(write, found):
+    for task in ("own/a", "own/b"):
+        for seed in range(5):
+            write(seed, task=task)
+    write(0, task="own/a", label="bc")
+    table = table_of(found())
+    row, short = row_of(table, "iql", "own", "suite"), row_of(table, "bc", "own", "suite")
+    assert (row["status"], row["notes"]) == ("ranked", "2 of 2 tasks on this board")
+    assert (short["status"], short["notes"]) == ("incomplete: no result on own/b", "1 of 2 tasks on this board")
+
+
+def test_a_suite_with_one_task_in_two_settings_is_not_ranked(write, found):
+    for seed in range(5):
+        write(seed, task="own/a")
+        write(seed, task="own/a", sha256="cd" * 32)
+        write(seed, task="own/b")
+    row = row_of(table_of(found()), "iql", "own", "suite")
+    assert (row["status"], row["notes"]) == (
+        "not ranked: more than one setting of own/a",
+        "2 of 2 tasks on this board",
+    )
+
+
+def test_stale_data_that_is_only_planned_belongs_to_no_suite(write, found, plan):
+    write(0)
+    table = table_of(found([plan(0, task="neorl2/Pipeline-stale")]))
+    assert not len(table.query("kind == 'suite'"))
+
+
+def test_own_tasks_with_other_references_are_told_apart(write, found):
+    for low, high in ((0.0, 100.0), (-50.0, 150.0)):
+        for seed in range(5):
+            write(seed, task="own/log", score_min=low, score_max=high)
+    for seed in range(5):
+        write(seed, task="own/log", score_min=0.0, score_max=100.0, label="bc")
+    tasks = table_of(found()).query("kind == 'task'")
+    assert sorted(zip(tasks["task"], tasks["rank"], strict=True)) == [
+        ("own/log (score_min=-50.0, score_max=150.0)", 1),
+        ("own/log (score_min=0.0, score_max=100.0)", 1),
+        ("own/log (score_min=0.0, score_max=100.0)", 2),
+    ]
+
+
+def test_every_setting_has_a_task_name_of_its_own(write, found):
+    for seed in range(5):
+        write(seed, task="own/log", score_min=0.0, score_max=1.0, env="gymnasium/A")
+        write(seed, task="own/log", score_min=2.0, score_max=3.0, env="gymnasium/B", final_episodes=6)
+        write(seed, task="own/log", score_min=0.0, score_max=1.0, env="gymnasium/A", sha256="cd" * 32)
+    assert table_of(found()).query("kind == 'task'")["task"].nunique() == 3
+
+
 def test_a_suite_row_with_an_incomplete_task_shows_common_seeds_and_is_not_ranked(write, found):
     for task, seeds in (("neorl2/DMSD", range(6)), ("neorl2/Pipeline", (0, 1, 2, 4, 5))):
         for seed in seeds:
@@ -276,7 +367,7 @@ def test_stale_data_belongs_to_no_suite(write, found):
     scan.records = [record for record in scan.records if record not in stale]
     scan.records += [altered(record, report={**record.result["report"], "data_status": "stale"}) for record in stale]
     table = table_of(scan)
-    assert row_of(table, "iql", "neorl2", "suite")["notes"].startswith("1 task")
+    assert not len(table.query("kind == 'suite'"))
     assert "stale data" in row_of(table, "iql", "neorl2/Pipeline-stale")["notes"]
     assert not len(table[(table["kind"] == "published") & (table["task"] == "neorl2/Pipeline-stale")])
 

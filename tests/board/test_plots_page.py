@@ -9,7 +9,7 @@ import pytest
 
 from offon.benchmark.board_text import csv_text
 from offon.benchmark.cells import group_cells, incidents
-from offon.benchmark.figures import COLOURS, cpu_seconds, looks
+from offon.benchmark.figures import COLOURS, cpu_seconds, improvement, looks, profiles
 from offon.benchmark.leaderboard import build_table
 from offon.benchmark.page import page, rows_of_page
 from offon.benchmark.plots import PLOT_NAMES, draw_board
@@ -66,6 +66,22 @@ def test_plots_hold_no_date(plots):
 def test_one_unranked_algorithm_on_one_task_can_be_drawn(write, found):
     write(0, label=EVIL)
     assert [plot.name for plot in draw(found())] == ["scores", "curves", "profiles", "compute"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "title"),
+    [(["neorl2/DMSD"], "neorl2/DMSD"), (["neorl2/DMSD", "neorl2/Pipeline"], "neorl2, 2 of 2 tasks")],
+)
+def test_profiles_and_improvement_name_the_only_task_or_the_suite(write, found, tasks, title):
+    for task in tasks:
+        for label in ("bc", "iql"):
+            for seed in range(2):
+                write(seed, task=task, label=label)
+    cells = group_cells(found())
+    members = contestants(cells)
+    for draw_one in (profiles, improvement):
+        figure = draw_one({members[0].panel: members}, looks(cells), 0, 5)
+        assert title in (figure.axes[0].get_title(), figure.axes[0].get_title(loc="left"))
 
 
 def test_nothing_is_drawn_for_cells_without_a_simulator(write, found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -103,10 +102,10 @@ def offon(capsys):
 def train(offon, tmp_path):
     """Trains a tiny run to its end, in this process."""
 
-    def call(*overrides, out="out", multirun=False) -> Folder:
+    def call(*overrides, out="out", multirun=False, status=0) -> Folder:
         folder = out if isinstance(out, Folder) else Folder(tmp_path / out)
         done = offon("run", *(["-m"] if multirun else []), *TINY, f"out={folder.path}", *overrides)
-        assert done.status == 0, done.err
+        assert done.status == status, done.err
         return folder
 
     return call

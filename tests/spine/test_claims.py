@@ -75,7 +75,9 @@ def test_a_fresh_heartbeat_of_another_host_counts_and_an_old_one_does_not(claim,
     lock = tmp_path / "claims" / "cell-0.lock"
     holder(lock)
     assert is_claimed(tmp_path, "cell", 0)
-    assert claim().acquire() == "run theirs, process 1 on elsewhere"
+    said = claim().acquire()
+    assert said.startswith("run theirs, process 1 on elsewhere (last sign of life 0 s ago")
+    assert "counts as dead after 900 s" in said and said.endswith(f"remove {lock})")
     old = time.time() - claims.STALE_SECONDS - 1
     os.utime(lock, (old, old))
     assert not is_claimed(tmp_path, "cell", 0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_doctor_tells_versions_hardware_and_data(offon):
     found = json.loads(offon("doctor", "--json").out)
     assert found["versions"]["torch"] and found["hardware"]["cpu"] and found["device"] in ("cpu", "cuda")
     assert found["data"]["offon/dmsd-small"].endswith("dmsd-small.npz")
-    assert found["data"]["neorl2/DMSD"].startswith("not usable")
+    assert found["data"]["neorl2/DMSD"].startswith("not found")
     said = offon("doctor").out
     assert "torch" in said and "dmsd-small.npz" in said
 
@@ -101,6 +102,7 @@ def test_an_edited_plugin_is_another_cell_and_stops_a_resume(train, plugin, own_
     del own_registry._METHODS["fragile_bc"]  # as in a new process
     done = offon("runs", "resume", "--out", out.path, "--workers", 1)
     assert done.status == 1 and "its code has changed; restore the file" in done.err
+    assert re.search(r"planned with method file_sha256 [0-9a-f]{8}, found file_sha256 [0-9a-f]{8}:", done.err)
     done = offon("evaluate", out.jobs[0].folder)
     assert done.status == 2 and "its code has changed" in done.err
     train(f"algorithm={plugin}", out=out)

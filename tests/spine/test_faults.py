@@ -113,7 +113,7 @@ def test_a_simulator_with_discrete_actions(refused, npz):
 def test_options_that_contradict_each_other(refused, npz):
     path = npz()
     assert "expected task= or dataset=, got both" in refused(f"dataset={path}", "task=offon/pipeline-small")
-    assert "expected two different scores" in refused(f"dataset={path}", "score_min=0")
+    assert "expected two scores or none" in refused(f"dataset={path}", "score_min=0")
     assert "has a horizon of its own, 100" in refused(f"dataset={path}", "env=neorl2/DMSD", "horizon=50")
     assert "expected horizon of at least 1" in refused(f"dataset={path}", "horizon=0")
 
@@ -179,3 +179,20 @@ def test_a_changed_data_file_is_another_cell_and_stops_a_resume(run, npz, column
     assert done.status == 1 and "expected sha256" in done.err and "restore the file, or start a new run" in done.err
     assert run(f"dataset={path}").status == 0
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
+
+
+def test_another_reference_pair_is_another_row_and_both_stand_on_one_leaderboard(run, npz, offon, tmp_path):
+    own = (f"dataset={npz()}", "env=Pendulum-v1", "horizon=20", "updates=10")
+    for overrides in (("seeds=1",), ("score_min=-2000", "score_max=0"), ("score_min=-2000", "score_max=-100")):
+        assert run(*own, *overrides).status == 0
+    assert len(list((tmp_path / "out" / "records").iterdir())) == 3
+    done = offon("leaderboard", tmp_path / "out", "--out", tmp_path / "board")
+    assert done.status == 0, done.err
+    table = (tmp_path / "board" / "leaderboard.csv").read_text(encoding="utf-8")
+    assert "score_max=0.0" in table and "score_max=-100.0" in table
+
+
+def test_a_plugin_without_metrics_is_refused_before_anything_is_written(refused, plugin):
+    text = plugin.read_text(encoding="utf-8").replace("return metrics", "return {}")
+    plugin.write_text(text, encoding="utf-8")
+    assert "update returned no metric; return at least one [R]" in refused(f"algorithm={plugin}")

@@ -81,7 +81,7 @@ def test_training_and_evaluation_seeds_are_disjoint_and_recorded(finished):
 
 def test_a_replica_that_turns_to_nan_is_frozen_and_the_others_do_not_notice(train, plugin, offon, tmp_path):
     sound = train(f"algorithm={plugin}", "seeds=3", out="sound").by_seed()
-    broken = train(f"algorithm={plugin}", "seeds=3", "algorithm.fault=true", out="broken")
+    broken = train(f"algorithm={plugin}", "seeds=3", "algorithm.fault=true", out="broken", status=1)
     records = broken.by_seed()
     assert [records[seed].status for seed in range(3)] == ["finished", "failed", "finished"]
     assert records[1].result["failure"] == {
@@ -101,7 +101,7 @@ def test_a_replica_that_turns_to_nan_is_frozen_and_the_others_do_not_notice(trai
 
 
 def test_a_run_whose_replicas_all_break_ends_with_failed_records(train, plugin):
-    out = train(f"algorithm={plugin}", "algorithm.fault=true", "seeds=[1]")
+    out = train(f"algorithm={plugin}", "algorithm.fault=true", "seeds=[1]", status=1)
     (record,) = out.records.values()
     assert record.status == "failed" and record.curves()["metric_updates"].tolist() == [50, 100]
 
@@ -113,6 +113,27 @@ def test_a_replica_with_a_non_finite_final_return_fails_alone(train, monkeypatch
         return found
 
     monkeypatch.setattr(offline, "evaluate", with_nan)
-    records = train().by_seed()
+    records = train(status=1).by_seed()
     assert records[0].status == "finished"
     assert records[1].result["failure"]["reason"] == "non-finite returns in the final evaluation"
+
+
+def test_failed_seeds_are_counted_and_the_command_says_so_again(plugin, offon, tmp_path):
+    from .conftest import TINY
+
+    command = ("run", *TINY, f"out={tmp_path / 'out'}", f"algorithm={plugin}", "algorithm.fault=true")
+    for _ in range(2):
+        done = offon(*command)
+        assert done.status == 1 and "1 of 2 seeds failed" in done.err and "finished" not in done.err
+    assert "finished (1 failed)" in offon("runs", "--out", tmp_path / "out").out
+    assert "nothing to resume" in offon("runs", "resume", "--out", tmp_path / "out").out
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0, 30])
+def test_with_a_run_of_which_every_seed_failed_nobody_acts(train, plugin, offon, checkpoint_seconds):
+    seconds = f"checkpoint_seconds={checkpoint_seconds}"
+    out = train(f"algorithm={plugin}", "algorithm.fault=true", "seeds=[1]", seconds, status=1)
+    (job,) = out.jobs
+    assert f"{job.run_id}  failed " in offon("runs", "--out", out.path).out
+    done = offon("evaluate", job.folder)
+    assert done.status == 2 and "all replicas failed; nothing to act with" in done.err

@@ -31,6 +31,11 @@ def members(made):
     return [[(replica.cell_id, replica.seed) for replica in job.replicas] for job in made.jobs]
 
 
+@pytest.mark.parametrize(("replicas", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (8, [5])])
+def test_a_program_holds_at_most_the_replicas_asked_for(plan, replicas, sizes):
+    assert [len(job.replicas) for job in plan("seeds=5", "workers=2", f"replicas={replicas}").jobs] == sizes
+
+
 @pytest.mark.parametrize(("workers", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (9, [1] * 5)])
 def test_seeds_are_cut_into_one_even_shard_per_worker(plan, workers, sizes):
     made = plan("seeds=5", f"workers={workers}")
@@ -125,6 +130,12 @@ def test_planning_writes_nothing_but_the_route_of_the_matrix_products(plan, tmp_
     assert json.loads((tmp_path / "out" / "machine.json").read_bytes())["matmul"] in ("default", "onednn")
 
 
+def test_all_configurations_are_checked_before_anything_is_written(plan, tmp_path):
+    with pytest.raises(ValueError, match="expected policy among"):
+        plan("algorithm.policy=gaussian,crisp")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_route_file_is_named(plan, tmp_path):
     plan()
     (tmp_path / "out" / "machine.json").write_text("{}")
@@ -149,6 +160,13 @@ def test_an_unfinished_run_goes_on_as_it_was_cut(plan, stopped, tmp_path):
     made = planned(stopped, "seeds=3", "workers=3", "checkpoint_seconds=7")
     assert [job.seeds for job in made.jobs] == [[0, 1], [2]]
     assert made.jobs[0].run_id == stopped.jobs[0].run_id and made.jobs[0].checkpoint_seconds == 7
+
+
+def test_going_on_with_more_seeds_than_asked_for_is_said(stopped, offon):
+    assert planned(stopped).notes == []
+    said = offon(*stopped.command, "seeds=1").err
+    assert f"goes on with the unfinished run {stopped.jobs[0].run_id}: it trains seeds [1] as well" in said
+    assert sorted(stopped.by_seed()) == [0, 1]
 
 
 def test_runs_that_overlap_train_no_seed_twice(stopped, train, finished):

@@ -105,8 +105,7 @@ def test_a_broken_record_is_counted_on_the_leaderboard(finished, record, offon, 
 def test_a_broken_record_is_moved_aside_and_trained_again(finished, record, train, offon):
     before = finished.final_bytes()
     truncate(record.path / "result.json")
-    done = offon("runs", "list", "--out", finished.path)
-    assert "finished" in done.out
+    assert "interrupted" in offon("runs", "list", "--out", finished.path).out
     train(out=finished)
     aside = record.path.with_name("seed-0.broken-0")
     assert (aside / "curves.safetensors").exists()
@@ -182,3 +181,40 @@ def test_provenance_says_where_a_number_came_from(record):
     assert found["wall_seconds"]["train"] > 0 and found["cpu_seconds"] > 0 and found["updates_per_second"] > 0
     assert found["resumed"] == 0 and "revision" in found and "dirty" in found
     assert record.result["run"]["replicas"] == 2 and record.result["run"]["seeds"] == [0, 1]
+
+
+def test_a_resume_writes_a_broken_record_again(finished, record, offon):
+    before = finished.final_bytes()
+    truncate(record.path / "result.json")
+    done = offon("runs", "resume", "--out", finished.path, "--workers", 1)
+    assert done.status == 0 and "unreadable record moved to" in done.err
+    shutil.rmtree(record.path.with_name("seed-0.broken-0"))
+    assert finished.final_bytes() == before
+
+
+def test_a_record_of_a_newer_schema_counts_as_done_for_a_resume(finished, record, offon):
+    change(record.path, schema_version=99)
+    assert "nothing to resume" in offon("runs", "resume", "--out", finished.path).out
+
+
+def test_provenance_names_every_revision_that_a_run_was_trained_with(finished, offon, monkeypatch):
+    from offon.benchmark import provenance
+    from offon.benchmark.worker import StopFlag
+
+    folder = finished.twin("mixed")
+    for code, status in (("aaaa", 130), ("aaaa", 130), ("bbbb", 0)):
+        looks = []
+
+        def look(self, looks=looks, stops=status != 0):
+            looks.append(1)
+            if len(looks) > 1:  # the first look is before the run
+                monkeypatch.setattr(provenance, "revision", lambda: ("later", True))  # committed while this code runs
+            return stops and len(looks) > 1
+
+        monkeypatch.setattr(StopFlag, "__call__", look)
+        monkeypatch.setattr(provenance, "revision", lambda code=code: (code, False))
+        assert offon(*folder.command).status == status
+    for one in folder.records.values():
+        assert (one.provenance["revision"], one.provenance["dirty"]) == ("aaaa", False)
+        assert [each["revision"] for each in one.provenance["revisions"]] == ["aaaa", "bbbb"]
+    assert "revisions" not in finished.by_seed()[0].provenance

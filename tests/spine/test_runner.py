@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import rich.console
 
 from offon.benchmark import offline, progress
 from offon.benchmark.claims import Claim
+from offon.benchmark.files import to_json
 from offon.benchmark.runner import execute
-from offon.benchmark.runs import Job
 
 
 def test_a_replica_that_is_trained_elsewhere_is_left_alone(stopped, offon):
@@ -57,18 +59,35 @@ def test_one_run_that_fails_does_not_stop_the_next(finished, offon, train, monke
     assert len(folder.records) == 4
 
 
-def test_records_of_other_seeds_are_written_even_if_one_is_refused(finished, offon):
-    """Another run has recorded seed 0 meanwhile; seed 1 must not be lost."""
+def test_records_of_other_seeds_are_written_even_if_one_is_refused(finished):
+    """Seed 0 has a record of the same run that says something else; seed 1 must not be lost."""
     (job,) = finished.jobs
-    folder = finished.twin("later")
-    other = Job(**{**vars(job), "out": folder.path, "replicas": job.replicas[:1], "checkpoint_seconds": 0.0})
-    assert execute([other], 1, lambda event: None) == {other.run_id: "finished"}
-    theirs = folder.final_bytes()
-    job = Job(**{**vars(job), "out": folder.path})
+    result = finished.by_seed()[0].path / "result.json"
+    result.write_bytes(to_json(json.loads(result.read_bytes()) | {"label": "altered"}))
+    shutil.rmtree(finished.by_seed()[1].path)
     events = []
     assert execute([job], 1, events.append) == {job.run_id: "failed"}
-    assert "two different records" in events[-1]["message"]
-    assert sorted(folder.by_seed()) == [0, 1] and folder.final_bytes().items() >= theirs.items()
+    assert "two different records" in events[-1]["message"] and sorted(finished.by_seed()) == [0, 1]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_run_leaves_alone_what_another_run_has_recorded(finished, stopped, offon, train, checkpoint):
+    """Seed 1 was trained alone meanwhile; without a checkpoint only seed 0 is trained, with one the run goes on."""
+    (job,) = stopped.jobs
+    if not checkpoint:
+        for path in job.folder.glob("checkpoint-*"):
+            path.unlink()
+    other = replace(job, replicas=job.replicas[1:])
+    assert execute([other], 1, lambda event: None) == {other.run_id: "finished"}
+    theirs = stopped.final_bytes()
+    done = offon("runs", "resume", "--out", stopped.path, "--workers", 1)
+    assert done.status == 0, done.err
+    said = "has a record of another run already" if checkpoint else "another run has recorded some of its seeds"
+    assert said in done.err and stopped.final_bytes().items() >= theirs.items()
+    assert job.folder.exists() == checkpoint
+    records = stopped.by_seed()
+    assert [records[seed].result["run"]["replicas"] for seed in (0, 1)] == [1 + checkpoint, 1]
+    assert "nothing to resume" in offon("runs", "resume", "--out", stopped.path).out
 
 
 @pytest.mark.slow

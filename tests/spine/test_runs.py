@@ -67,6 +67,22 @@ def test_an_unreadable_run_is_mended_by_the_command_that_made_it(stopped, finish
     assert {record.provenance["resumed"] for record in stopped.records.values()} == {1}
 
 
+@pytest.mark.parametrize("text", ["{", '{"schema_version": 1, "run_id": "x", "replicas": []}'])
+def test_an_unreadable_run_is_removed_by_the_command_that_its_message_names(job, finished, offon, text):
+    (job.folder / "run.json").write_text(text, encoding="utf-8")
+    said = offon("runs", "list", "--out", finished.path).err
+    assert f"remove it: `offon runs remove {job.run_id} --out {finished.path}`" in said
+    done = offon("runs", "remove", job.run_id, "--with-records", "--out", finished.path)
+    assert done.status == 2 and "leave --with-records out" in done.err and job.folder.exists()
+    assert offon("runs", "remove", job.run_id, "--out", finished.path).status == 0
+    assert not job.folder.exists() and len(finished.records) == 2
+
+
+def test_list_takes_no_names(offon, finished):
+    done = offon("runs", "list", "extra", "--out", finished.path)
+    assert done.status == 2 and "`offon runs list` takes no names, got extra" in done.err
+
+
 def test_a_run_of_a_newer_version_is_refused(job, finished):
     rewrite(job, schema_version=99)
     with pytest.raises(UnknownSchemaError, match="run schema 99 is not known here"):
