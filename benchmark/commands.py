@@ -152,6 +152,7 @@ def evaluate_run(name: str, out: Path, episodes: int, as_json: bool) -> int:
     from offon.benchmark import device, seeds
     from offon.benchmark.evaluator import evaluate
     from offon.benchmark.load import load
+    from offon.benchmark.statistics import normalized_score
 
     loaded = load(name, out)
     device.configure("cpu", loaded.job.matmul)
@@ -164,7 +165,7 @@ def evaluate_run(name: str, out: Path, episodes: int, as_json: bool) -> int:
     for index, seed in enumerate(loaded.seeds):
         mean = float(found.returns[index].mean())
         low, high = task["score_min"], task["score_max"]
-        score = None if low is None else 100.0 * (mean - low) / (high - low)
+        score = None if low is None else float(normalized_score(mean, low, high))
         rows.append({"seed": seed, "mean_return": mean, "score": score, "returns": found.returns[index].tolist()})
     if as_json:
         found_facts = {"run_id": loaded.job.run_id, "update": loaded.update, "episodes": episodes}
@@ -172,8 +173,8 @@ def evaluate_run(name: str, out: Path, episodes: int, as_json: bool) -> int:
         return 0
     print(f"{loaded.job.label} on {task['name']}, update {loaded.update}, {episodes} episodes per seed")
     for row in rows:
-        score = "" if row["score"] is None else f"  score {row['score']:.2f}"
-        print(f"  seed {row['seed']}: return {row['mean_return']:.2f}{score}")
+        shown = "" if row["score"] is None else f"  score {row['score']:.2f}"
+        print(f"  seed {row['seed']}: return {row['mean_return']:.2f}{shown}")
     return 0
 
 

@@ -22,6 +22,7 @@ from offon.benchmark.curves import Curves
 from offon.benchmark.evaluator import Evaluation, evaluate
 from offon.benchmark.records import RecordError, find_record, write_record
 from offon.benchmark.runs import Job
+from offon.benchmark.statistics import normalized_score
 from offon.benchmark.stepper import Stepper, restore, snapshot
 
 PHASE = "offline"
@@ -64,7 +65,7 @@ class OfflineTraining:
         self.curves = Curves.from_tensors(tensors, self.job.device)
         self.update, self.seconds, self._started = header["update"], header["seconds"], header["started"]
         self.seconds["resumed"] += 1
-        self._revisions = header.get("revisions", [])  # absent from checkpoints of OffOn 0.1.0
+        self._revisions = header.get("revisions", [])  # absent from the first checkpoints
         self.failures = {int(index): tuple(span) for index, span in header["failures"].items()}
         for index in self.failures:
             self.failed[index] = True
@@ -236,14 +237,11 @@ class OfflineTraining:
             mean = float(np.delete(returns, list(self.failures), axis=0).mean())
             mean = mean if np.isfinite(mean) else None
         return {
-            "run_id": self.job.run_id,
-            "label": self.job.label,
-            "task": self.job.task["name"],
-            "seeds": self.job.seeds,
+            **self.job.about(),
             "updates": self.updates,
             "updates_per_second": self.update / self.seconds["train"] if self.seconds["train"] else None,
             "mean_return": mean,
-            "score": None if mean is None or low is None else 100.0 * (mean - low) / (high - low),
+            "score": None if mean is None or low is None else float(normalized_score(mean, low, high)),
         }
 
 

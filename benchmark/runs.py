@@ -72,6 +72,10 @@ class Job:
         """One seed per replica."""
         return [replica.seed for replica in self.replicas]
 
+    def about(self) -> dict[str, Any]:
+        """What every event of the run says of it."""
+        return {"run_id": self.run_id, "label": self.label, "task": self.task["name"], "seeds": self.seeds}
+
     def members(self) -> set[tuple[str, int]]:
         """(cell, seed) of every replica."""
         return {(replica.cell_id, replica.seed) for replica in self.replicas}

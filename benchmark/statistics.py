@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     high: np.ndarray
 
 
-def normalized_score(returns: np.ndarray, score_min: float, score_max: float) -> np.ndarray:
+def normalized_score(returns: np.ndarray | float, score_min: float, score_max: float) -> np.ndarray:
     """Returns on the 0-100 scale of a reference pair; values outside 0-100 are kept as they are."""
     if not score_max > score_min:
         raise ValueError(

@@ -45,29 +45,28 @@ class StopFlag:
 
 def train_job(job: Job, emit: Emit, should_stop: Callable[[], bool]) -> str:
     """Trains one run; returns finished, busy, interrupted or failed. Errors become an event, nothing is lost."""
-    claim = Claim(job.out, [(r.cell_id, r.seed) for r in job.replicas], job.run_id)
-    about = {"run_id": job.run_id, "label": job.label, "task": job.task["name"], "seeds": job.seeds}
+    claim = Claim(job.out, job.members(), job.run_id)
     holder = claim.acquire()
     if holder is not None:
-        emit({"event": "busy", "holder": holder, **about})
+        emit({"event": "busy", "holder": holder, **job.about()})
         return "busy"
     try:
         job = _without_recorded(job, emit)
-        about |= {"run_id": job.run_id, "seeds": job.seeds}
         if job.is_done():
-            emit({"event": "done", "update": job.settings["updates"], "updates": job.settings["updates"], **about})
+            updates = job.settings["updates"]
+            emit({"event": "done", "update": updates, "updates": updates, **job.about()})
             return "finished"
         devices.configure(job.device, job.matmul)
         from offon.benchmark.offline import OfflineTraining
 
         if OfflineTraining(job, claim, emit).run(should_stop):
             return "finished"
-        emit({"event": "interrupted", **about})
+        emit({"event": "interrupted", **job.about()})
         return "interrupted"
     except Exception as error:  # whatever a plug-in's code does wrong: the other runs go on
         if os.environ.get("OFFON_DEBUG"):
             raise
-        emit({"event": "error", "message": f"{type(error).__name__}: {error}", **about})
+        emit({"event": "error", "message": f"{type(error).__name__}: {error}", **job.about()})
         return "failed"
     finally:
         claim.release()
@@ -79,13 +78,12 @@ def _without_recorded(job: Job, emit: Emit) -> Job:
     Unreadable records are set aside, so that those of this run find their places free.
     """
     elsewhere = set()
-    about = {"run_id": job.run_id, "label": job.label, "task": job.task["name"], "seeds": job.seeds}
     for replica in job.replicas:
         record = find_record(job.out, replica.cell_id, replica.seed)
         path = record_path(job.out, replica.cell_id, replica.seed)
         if record is None and path.exists():
             message = f"unreadable record moved to {set_aside(path)}; it is written again"
-            emit({"event": "note", "message": message, **about})
+            emit({"event": "note", "message": message, **job.about()})
         if record is not None and record.result["run"].get("run_id") != job.run_id:
             elsewhere.add((replica.cell_id, replica.seed))
     rest = tuple(r for r in job.replicas if (r.cell_id, r.seed) not in elsewhere)
@@ -95,7 +93,7 @@ def _without_recorded(job: Job, emit: Emit) -> Job:
     smaller.write()
     shutil.rmtree(job.folder, ignore_errors=True)
     message = f"another run has recorded some of its seeds; run {smaller.run_id} trains the others, {smaller.seeds}"
-    emit({"event": "note", "message": message, **about})
+    emit({"event": "note", "message": message, **job.about()})
     return smaller
 
 

@@ -64,11 +64,23 @@ class BatchEnv(ABC):
 
     def snapshot(self) -> dict[str, Tensor] | None:
         """Return a copy of the whole state; None: the simulator has none to give and must be re-enacted."""
-        return None
+        own = self._tensors()
+        return None if own is None else {name: value.clone() for name, value in own.items()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Continue from a snapshot, bit-equal."""
-        raise EnvError(f"{self.spec.id} cannot restore a snapshot; repeat the episode from its seed and its actions")
+        """Continue, bit-equal, from a snapshot of an environment with the same n and precision."""
+        own = self._tensors()
+        if own is None:
+            raise EnvError(
+                f"{self.spec.id} cannot restore a snapshot; repeat the episode from its seed and its actions"
+            )
+        self._check_snapshot(snapshot, own)
+        for name, value in own.items():
+            value.copy_(snapshot[name])
+
+    def _tensors(self) -> dict[str, Tensor] | None:
+        """Return the tensors that are the whole state, not copied; None where there are none to give."""
+        return None
 
     def close(self) -> None:  # noqa: B027  (most simulators hold nothing to release)
         """Release what the simulator holds."""

@@ -94,17 +94,6 @@ class DMSD(BatchEnv):
             truncated=self._time >= HORIZON,
         )
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Return a copy of the whole state."""
-        return {name: value.clone() for name, value in self._tensors().items()}
-
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Continue from a snapshot of an environment with the same n and dtype."""
-        own = self._tensors()
-        self._check_snapshot(snapshot, own)
-        for name, value in own.items():
-            value.copy_(snapshot[name])
-
     def _draw(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         self._rng.seed(int(seed))
         return draw_episode(self._rng)

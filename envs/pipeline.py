@@ -114,17 +114,6 @@ class Pipeline(BatchEnv):
             truncated=self._time >= HORIZON,
         )
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Return a copy of the whole state."""
-        return {name: value.clone() for name, value in self._tensors().items()}
-
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Continue from a snapshot of an environment with the same n."""
-        own = self._tensors()
-        self._check_snapshot(snapshot, own)
-        for name, value in own.items():
-            value.copy_(snapshot[name])
-
     def _draw(self, seed: int) -> tuple[float, np.ndarray]:
         return draw_original_episode(seed, self.initial_target) if self.exact_draws else draw_episode(seed)
 
