@@ -25,22 +25,44 @@ API_VERSION = 1
 
 @dataclass(frozen=True)
 class Spec:
-    """All that a method may know of its task. Actions live in the box [-1, 1]^act_dim."""
+    """All that a method may know of its task. Actions live in the box [-1, 1]^act_dim, unless `action` says else."""
 
     obs_dim: int
     act_dim: int
     horizon: int | None = None  # longest episode in steps; None: unknown
+    action: str = "box"  # box; real: any vector, nothing is clipped; index: the number of an action, see Design
     cost_limit: float | None = None
     updates: Mapping[str, int] = field(default_factory=dict)  # gradient updates of each phase
     stats: Mapping[str, Tensor] = field(default_factory=dict)  # obs_mean, obs_std [O], return_min, return_max
+    features: Features | None = None  # of a finite linear MDP
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is known of a finite linear MDP before acting: feature map, first state and bounds, but not its dynamics."""
+
+    phi: Tensor  # [S, A, d] float64, norms at most 1
+    start: int  # the state in which every episode begins
+    reward_to_go: tuple[float, ...]  # [H], largest possible sum of rewards from step h on
+
+    @property
+    def is_tabular(self) -> bool:
+        """Whether the features are one-hot, so that visitation is occupancy."""
+        states, actions, d = self.phi.shape
+        eye = torch.eye(d, dtype=self.phi.dtype, device=self.phi.device)
+        return d == states * actions and torch.equal(self.phi.reshape(d, d), eye)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One named minibatch a method asks for: `n` rows, drawn uniformly with replacement, as [R, n, ...]."""
+    """One named minibatch a method asks for: `n` rows, drawn uniformly with replacement, as [R, n, ...].
+
+    With `per_step`, n rows of every step of the episode, as [R, H, n, ...]: for data whose episodes have one length.
+    """
 
     n: int
     columns: tuple[str, ...] = ()  # more than the usual six: "cost", "next_action", "mc_return"
+    per_step: bool = False
 
 
 @dataclass
@@ -174,3 +196,75 @@ class Algorithm(Method):
         randomness through `noise`. No check for NaN: the runner looks at chunk ends and freezes the replica.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Whole episodes that the exploring policy has just played, n per replica, padded with zeros to the horizon H."""
+
+    obs: Tensor  # [R, n, H, O] float32
+    action: Tensor  # [R, n, H, A] in the method's dtype, as `act` gave it
+    reward: Tensor  # [R, n, H] float32
+    mask: Tensor  # [R, n, H] float32: 1 where the step was played
+
+
+class OnPolicy(Method):
+    """A method of protocol on_policy_hybrid: it plays whole episodes, then learns from them and from logged data.
+
+    Host control flow is allowed in `iterate`, so it is never captured. Replicas still never interact.
+    """
+
+    capturable = False
+
+    def wanted(self) -> int:
+        """Environment steps per iteration and replica; rounded up to whole episodes of the horizon."""
+        raise NotImplementedError
+
+    def sources(self, phase: str) -> dict[str, Rows]:
+        """The logged minibatches that one iteration needs, drawn anew for each."""
+        return {}
+
+    def iterate(self, rollout: Rollout, batch: dict[str, Batch], noise: Noise) -> dict[str, Tensor]:
+        """One iteration, in place. Returns metrics, tensors [R], with the same keys at every call."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Whole episodes of a finite MDP, n per replica; logged ones, or those that a design has just asked for."""
+
+    state: Tensor  # [R, n, H + 1] int64; the last is the state after step H
+    action: Tensor  # [R, n, H] int64
+    reward: Tensor  # [R, n, H] float64
+    mask: Tensor  # [R, n] bool: replicas may want different numbers of episodes
+
+
+class Design(Method):
+    """A method of protocol experiment_design: it says how many episodes it wants next, and is told what came of them.
+
+    States and actions are numbers: `act` sees `x.obs` [R, N, 1] int64 and returns int64 [R, N, 1]. Computes in float64.
+    A replica that has its answer asks for 0 episodes and keeps still while others go on.
+    """
+
+    capturable = False
+    dtype = torch.float64
+
+    def recall(self, logged: Episodes | None) -> None:
+        """Called once, before the first `ask`: the offline data of every replica, if the task has any."""
+        raise NotImplementedError
+
+    def ask(self) -> Tensor:
+        """Episodes that each replica wants next, [R] int64 on the host; 0: it has stopped."""
+        raise NotImplementedError
+
+    def tell(self, episodes: Episodes) -> None:
+        """What came of the episodes asked for, played with `act(..., "explore")`; masked rows do not count."""
+        raise NotImplementedError
+
+    def answer(self) -> Tensor:
+        """The policy each replica would return now: action of each step and state, [R, H, S] int64."""
+        raise NotImplementedError
+
+    def report(self) -> dict[str, Tensor]:
+        """Metrics [R] of the present state, with the same keys at every call, such as the tolerance certified."""
+        return {}

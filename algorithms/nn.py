@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from offon.algorithms.noise import Noise, key_of
+from offon.algorithms.noise import Noise
 from offon.algorithms.perceptron import perceptron
+from offon.counter import key_of
 
 
 def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:

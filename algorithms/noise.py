@@ -1,53 +1,17 @@
-"""Counter-based random numbers: every draw is a function of seed, phase, name and step, never of call order.
-
-The bits are SplitMix64 (Steele, Lea and Flood, 2014) in wrapping int64 arithmetic, so uniforms and integers are the
-same on CPU and CUDA to the bit; normals (Box-Muller) agree to rounding.
-"""
+"""The randomness of methods: every draw is a function of seed, phase, name and step, never of call order."""
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from offon.counter import GAMMA, bits_at, key_of, mix, to_integers, to_normal, to_uniform
+
 CHUNK = 50  # updates whose noise is drawn together, outside a captured graph
-_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
-_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
-_TWO_PI = 6.283185307179586
 _BUFFER_LIMIT = 1 << 25  # elements; a larger draw is made step by step to spare memory
-
-
-def key_of(seed: int, *names: str) -> int:
-    """A signed 64-bit key for a seed and the name of what it is used for."""
-    digest = hashlib.blake2b("/".join((str(seed), *names)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
-def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser; shifts are made logical by masking."""
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX1
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX2
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
-
-
-def _to_uniform(bits: Tensor) -> Tensor:
-    """Int64 bits to float32 in [0, 1), 24 bits of resolution."""
-    return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * (1.0 / (1 << 24))
-
-
-def _to_normal(bits: Tensor) -> Tensor:
-    """Int64 bits to float32 standard normals: Box-Muller on the upper and lower halves."""
-    radius = (((bits >> 40) & 0xFFFFFF) + 1).to(torch.float32) * (1.0 / (1 << 24))
-    angle = (bits & 0xFFFFFF).to(torch.float32) * (_TWO_PI / (1 << 24))
-    return torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(angle)
-
-
-def _to_integers(bits: Tensor, high: int | Tensor) -> Tensor:
-    """Int64 bits to int64 in [0, high), high below 2^31 (multiply-shift; bias below 2^-31 * high)."""
-    return (((bits >> 33) & 0x7FFFFFFF) * high) >> 31
 
 
 def _mark_drawn(drawn: set[str], name: str, turn: str) -> None:
@@ -64,20 +28,20 @@ class _Draws:
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """Standard normals, float32."""
-        return self._draw("normal", name, shape, _to_normal)
+        return self._draw("normal", name, shape, to_normal)
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniforms in [0, 1), float32."""
-        return self._draw("uniform", name, shape, _to_uniform)
+        return self._draw("uniform", name, shape, to_uniform)
 
     def integers(self, name: str, high: int | Tensor, *shape: int) -> Tensor:
         """Integers in [0, high), int64; `high` may be a device tensor (a growing replay) and must be below 2^31."""
         kind = "integers" if isinstance(high, Tensor) else f"integers{high}"  # the same name may get another bound
-        return self._draw(kind, name, shape, lambda bits: _to_integers(bits, high))
+        return self._draw(kind, name, shape, lambda bits: to_integers(bits, high))
 
     def keep(self, name: str, p: float, *shape: int) -> Tensor:
         """A 0/1 float32 mask whose entries are 1 with probability `p` (not rescaled)."""
-        return self._draw(f"keep{p}", name, shape, lambda bits: (_to_uniform(bits) < p).to(torch.float32))
+        return self._draw(f"keep{p}", name, shape, lambda bits: (to_uniform(bits) < p).to(torch.float32))
 
 
 class Noise(_Draws):
@@ -132,15 +96,11 @@ class Noise(_Draws):
         entry = self._buffers.get(slot_key)
         if entry is not None:
             return entry[0][self._slot]
-        count = 1
-        for size in shape:
-            count *= size
+        count = math.prod(shape)
         key = self._key(name)
-        lanes = torch.arange(count, dtype=torch.int64, device=self._device)
 
         def bits(steps: Tensor) -> Tensor:
-            counter = steps[:, None, None] * count + lanes
-            return convert(_mix(key[:, None] + (counter + 1) * _GAMMA)).view(len(steps), len(self._seeds), *shape)
+            return convert(bits_at(key, steps[:, None], count)).view(len(steps), len(self._seeds), *shape)
 
         if self.chunk * len(self._seeds) * count > _BUFFER_LIMIT:
             return bits(self._steps[self._slot : self._slot + 1])[0]
@@ -161,7 +121,7 @@ class ActNoise(_Draws):
 
     def __init__(self, seeds: Sequence[int], phase: str, episode_seeds: Tensor, t: Tensor) -> None:
         self._seeds, self._phase = tuple(seeds), phase
-        self._episodes = _mix(episode_seeds * _GAMMA)
+        self._episodes = mix(episode_seeds * GAMMA)
         self._t = t
         self._drawn: set[str] = set()
 
@@ -169,10 +129,6 @@ class ActNoise(_Draws):
         _mark_drawn(self._drawn, name, "step")
         device = self._episodes.device
         keys = torch.tensor([key_of(seed, self._phase, name) for seed in self._seeds], dtype=torch.int64, device=device)
-        base = _mix(keys[:, None] ^ self._episodes)  # [R, N]
-        count = 1
-        for size in shape:
-            count *= size
-        lanes = torch.arange(count, dtype=torch.int64, device=device)
-        counter = self._t.expand(base.shape)[..., None] * count + lanes
-        return convert(_mix(base[..., None] + (counter + 1) * _GAMMA)).view(*base.shape, *shape)
+        base = mix(keys[:, None] ^ self._episodes)  # [R, N]
+        bits = bits_at(base, self._t.expand(base.shape), math.prod(shape))
+        return convert(bits).view(*base.shape, *shape)

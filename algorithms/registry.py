@@ -15,7 +15,7 @@ from typing import TypeVar
 from offon.algorithms.interface import Method
 
 ENTRY_POINTS = "offon.algorithms"
-PROTOCOLS = ("offline",)
+PROTOCOLS = ("offline", "hybrid", "on_policy_hybrid", "experiment_design")
 _PACKAGE_FILES = ("bc", "td3_bc", "iql")
 _METHODS: dict[str, type[Method]] = {}
 _FILES: dict[str, str] = {}  # method name -> sha256 of the file that defines it, for files outside the package

@@ -24,9 +24,11 @@ class EnvSpec:
     id: str
     version: str  # part of a result's identity: raised when observations, rewards or draws change
     obs_dim: int
-    act_dim: int  # the action box is always [-1, 1]^act_dim
+    act_dim: int
     horizon: int
     has_cost: bool = False
+    action: str = "box"  # box: [-1, 1]^act_dim; real: any vector; index: the number of an action, int64 [n, 1]
+    success_return: float | None = None  # an episode with at least this return counts as solved; None: no such notion
 
 
 class StepResult(NamedTuple):
@@ -87,10 +89,14 @@ class BatchEnv(ABC):
 
     def _clipped(self, action: Tensor) -> Tensor:
         """Check an action's shape and clip it; NaN stays NaN."""
+        return self._shaped(action).clamp(-1.0, 1.0)
+
+    def _shaped(self, action: Tensor) -> Tensor:
+        """Check an action's shape."""
         expected = (self.n, self.spec.act_dim)
         if tuple(action.shape) != expected:
             raise EnvError(f"{self.spec.id}: expected an action of shape {expected}, got {tuple(action.shape)}")
-        return action.detach().clamp(-1.0, 1.0)
+        return action.detach()
 
     def _row_index(self, rows: Tensor | slice | None, seeds: Sequence[int]) -> Tensor:
         """Return the rows meant as int64 on the host, checked against the seeds."""

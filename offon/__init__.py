@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offon.algorithms import losses, nn
-    from offon.algorithms.interface import API_VERSION, Algorithm, Method, Obs, Rows, Spec
+    from offon.algorithms.interface import (
+        API_VERSION,
+        Algorithm,
+        Design,
+        Episodes,
+        Features,
+        Method,
+        Obs,
+        OnPolicy,
+        Rollout,
+        Rows,
+        Spec,
+    )
     from offon.algorithms.noise import ActNoise, Noise
     from offon.algorithms.policies import DeterministicPolicy, GaussianPolicy
     from offon.algorithms.registry import register
@@ -27,10 +39,15 @@ _HOMES = {
     "Batch": "offon.datasets.transitions",
     "BatchEnv": "offon.envs.base",
     "DeterministicPolicy": "offon.algorithms.policies",
+    "Design": "offon.algorithms.interface",
+    "Episodes": "offon.algorithms.interface",
+    "Features": "offon.algorithms.interface",
     "GaussianPolicy": "offon.algorithms.policies",
     "Method": "offon.algorithms.interface",
     "Noise": "offon.algorithms.noise",
     "Obs": "offon.algorithms.interface",
+    "OnPolicy": "offon.algorithms.interface",
+    "Rollout": "offon.algorithms.interface",
     "Rows": "offon.algorithms.interface",
     "Spec": "offon.algorithms.interface",
     "Transitions": "offon.datasets.transitions",
@@ -46,10 +63,15 @@ __all__ = [
     "Batch",
     "BatchEnv",
     "DeterministicPolicy",
+    "Design",
+    "Episodes",
+    "Features",
     "GaussianPolicy",
     "Method",
     "Noise",
     "Obs",
+    "OnPolicy",
+    "Rollout",
     "Rows",
     "Spec",
     "Transitions",

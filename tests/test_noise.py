@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from offon import counter as counters
 from offon.algorithms import noise as noise_module
-from offon.algorithms.noise import ActNoise, Noise, key_of
+from offon.algorithms.noise import ActNoise, Noise
+from offon.counter import key_of
 
 MASK = (1 << 64) - 1
 # the first outputs of SplitMix64 seeded with 1234567, as its authors' C code gives them
@@ -36,8 +38,8 @@ def at(noise, slots, name="x", kind="normal", shape=(3,), args=()):
 
 
 def test_bits_are_splitmix64():
-    counters = torch.arange(1, 6) * noise_module._GAMMA + 1234567
-    assert [int(bits) & MASK for bits in noise_module._mix(counters)] == SPLITMIX
+    keys = torch.arange(1, 6) * counters.GAMMA + 1234567
+    assert [int(bits) & MASK for bits in counters.mix(keys)] == SPLITMIX
     assert [splitmix(1234567, counter) for counter in range(5)] == SPLITMIX
 
 

@@ -22,10 +22,10 @@ FOLDERS = {
 SOURCES = [path for folder in (*FOLDERS.values(), ROOT / "offon") for path in sorted(folder.glob("*.py"))]
 HEAVY = {"torch", "hydra", "pandas", "matplotlib", "gymnasium", "h5py", "rich"}
 MAY_IMPORT = {
-    "envs": {"envs"},
-    "datasets": {"datasets"},
-    "algorithms": {"algorithms", "datasets.transitions"},
-    "benchmark": {"benchmark", "algorithms", "datasets", "envs", "__version__"},
+    "envs": {"envs", "counter"},
+    "datasets": {"datasets", "counter"},
+    "algorithms": {"algorithms", "datasets.transitions", "counter"},
+    "benchmark": {"benchmark", "algorithms", "datasets", "envs", "counter", "__version__"},
 }
 
 
