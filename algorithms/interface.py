@@ -44,6 +44,7 @@ class Features:
     phi: Tensor  # [S, A, d] float64, norms at most 1
     start: int  # the state in which every episode begins
     reward_to_go: tuple[float, ...]  # [H], largest possible sum of rewards from step h on
+    decisions: Tensor | None = None  # [H, S] bool, where there is a choice; None: in every state but at the first step
 
     @property
     def is_tabular(self) -> bool:
@@ -136,6 +137,7 @@ class Method(torch.nn.Module):
     name: ClassVar[str]
     version: ClassVar[int]
     protocols: ClassVar[tuple[str, ...]]
+    origin: ClassVar[str]
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from offon.algorithms.interface import Method
 
 ENTRY_POINTS = "offon.algorithms"
 PROTOCOLS = ("offline", "hybrid", "on_policy_hybrid", "experiment_design")
-_PACKAGE_FILES = ("bc", "td3_bc", "iql")
+_PACKAGE_FILES = ("bc", "td3_bc", "iql", "hnpg", "hyq", "ftpedel", "lsvi")
 _METHODS: dict[str, type[Method]] = {}
 _FILES: dict[str, str] = {}  # method name -> sha256 of the file that defines it, for files outside the package
 _M = TypeVar("_M", bound=type[Method])
@@ -26,13 +26,15 @@ class AlgorithmError(ValueError):
     """A method is unknown, or its file is not a usable plug-in."""
 
 
-def register(name: str, protocols: tuple[str, ...], version: int = 1) -> Callable[[_M], _M]:
+def register(name: str, protocols: tuple[str, ...], version: int = 1, origin: str = "") -> Callable[[_M], _M]:
     """Class decorator: makes a method known under a snake_case name.
 
     Args:
         name: what stands on the command line and in every record.
         protocols: the training loops the method can run under, e.g. ("offline",).
         version: part of a result's identity; raise it when a change alters the method's numbers.
+        origin: said wherever the name is printed, where the code is not just what the paper states: "instantiation"
+            (the paper leaves open what is chosen here), "reconstruction" (it could not be had whole), "adaptation".
     """
 
     def enter(method: _M) -> _M:
@@ -46,7 +48,7 @@ def register(name: str, protocols: tuple[str, ...], version: int = 1) -> Callabl
         known = _METHODS.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
             raise AlgorithmError(f"the name {name!r} is taken by {known.__module__}; choose another")
-        method.name, method.version, method.protocols = name, version, protocols
+        method.name, method.version, method.protocols, method.origin = name, version, protocols, origin
         _METHODS[name] = method
         return method
 

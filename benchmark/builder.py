@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from offon import envs
 from offon.algorithms import registry
-from offon.algorithms.interface import Algorithm, Method, Spec, Swept
+from offon.algorithms.interface import Algorithm, Features, Method, OnPolicy, Spec, Swept
 from offon.benchmark.evaluator import Policy
+from offon.benchmark.generated import data_options, is_generated
+from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.replay import Replay, columns_of
-from offon.benchmark.stepper import Stepper
 from offon.datasets import transforms
 from offon.datasets.errors import DataError
 from offon.datasets.load import load
-from offon.datasets.transitions import Transitions
+from offon.datasets.transitions import DataIdentity, Transitions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from offon.algorithms.interface import Episodes
+    from offon.benchmark.linear_data import LinearData
     from offon.benchmark.runs import Job, Replica
+    from offon.envs.linear_mdp import LinearMDP
 
 
 PROTOCOL_VERSION = 1  # raised by hand when loop, networks, optimiser, noise or simulators change a number
@@ -32,24 +38,86 @@ class Loaded:
     original: Transitions
     train: Transitions
 
+    @property
+    def identity(self) -> DataIdentity:
+        """What was logged."""
+        return self.original.identity
 
-def load_data(data: dict[str, Any], config: Any) -> Loaded:
-    """Reads the data of a job and applies what the method's configuration asks for."""
-    original = load(data["dataset"], **data["options"])
+    @property
+    def transformed(self) -> DataIdentity:
+        """What the method trains on."""
+        return self.train.identity
+
+    @property
+    def behaviour_return(self) -> float | None:
+        """Mean return of the logged episodes."""
+        return self.original.behaviour_return
+
+
+@dataclass(frozen=True)
+class Finite:
+    """A finite MDP and the recipe of its offline data, which every replica gets anew from its own seed."""
+
+    mdp: LinearMDP
+    options: LinearData
+    identity: DataIdentity
+    member: str
+    behaviour_return: float | None = None  # not one policy's: arms pulled so many times each
+
+    @property
+    def transformed(self) -> DataIdentity:
+        """The same: nothing is done to it."""
+        return self.identity
+
+    def features(self) -> Features:
+        """What a method may know of it."""
+        return Features(self.mdp.phi, self.mdp.start, self.mdp.reward_to_go, self.mdp.decisions())
+
+    def logged(self, seeds: Sequence[int]) -> Episodes | None:
+        """The offline episodes of each replica."""
+        from offon.benchmark.linear_data import logged_episodes
+
+        return logged_episodes(self.mdp, self.member, self.options, seeds)
+
+
+def load_data(data: dict[str, Any], config: Any, env_options: dict[str, Any]) -> Loaded | Finite:
+    """Reads or makes the data of a job and applies what the method's configuration asks for."""
+    family, _, member = data["dataset"].partition("/")
+    if family == "linear-mdp":
+        return _finite(member, data, config, env_options)
+    if is_generated(data["dataset"]):
+        from offon.benchmark.lock_data import lock_transitions
+
+        original = lock_transitions(member, env_options, data_options(data["dataset"], data["options"]))
+    else:
+        original = load(data["dataset"], **data["options"])
     train = transforms.transform_reward(original, config.reward)
     if config.normalize_obs:
         train = transforms.normalize_obs(train)
     return Loaded(original, train)
 
 
-def load_transitions(job: Job) -> Loaded:
+def _finite(member: str, data: dict[str, Any], config: Any, env_options: dict[str, Any]) -> Finite:
+    from offon.benchmark.linear_data import identity
+    from offon.envs.linear_mdp import make_mdp
+
+    if config.normalize_obs or config.reward != "none":
+        raise DataError(
+            f"{data['dataset']}: its states are numbers and its rewards lie in [0, 1]; leave algorithm.normalize_obs "
+            "and algorithm.reward as they are"
+        )
+    options = data_options(data["dataset"], data["options"])
+    return Finite(make_mdp(member, **env_options), options, identity(member, env_options, options), member)
+
+
+def job_data(job: Job) -> Loaded | Finite:
     """The data of a job.
 
     Raises:
         DataError: if the file is not the one that the job was planned with.
     """
-    loaded = load_data(job.data, method_config(job))
-    found = loaded.original.identity.sha256
+    loaded = load_data(job.data, method_config(job), job.settings["env_options"])
+    found = loaded.identity.sha256
     if found != job.data["sha256"]:
         raise DataError(
             f"{job.data['dataset']}: expected sha256 {job.data['sha256'][:12]}…, with which run {job.run_id} was "
@@ -89,6 +157,7 @@ def rules(method: type[Method], env_id: str | None, env_options: dict[str, Any])
             "name": method.name,
             "version": method.version,
             "file_sha256": registry.file_sha256(method.name),
+            **({"origin": method.origin} if method.origin else {}),
         },
         "protocol_version": PROTOCOL_VERSION,
     }
@@ -119,53 +188,57 @@ def _check_rules(job: Job) -> None:
                 )
 
 
-def assemble(job: Job) -> tuple[Loaded, Method, Policy]:
+def assemble(job: Job) -> tuple[Loaded | Finite, Method, Policy]:
     """Data, method and policy of a job, before any training.
 
     Raises:
         ValueError: if code, data or settings are not those that the job was planned with.
     """
     _check_rules(job)
-    data = load_transitions(job)
+    data = job_data(job)
     method = build_method(job, data)
+    if isinstance(data, Finite):
+        return data, method, Policy(method, {})
     method.prepare(data.train)
     return data, method, Policy(method, data.original.stats())
 
 
-def replay_for(method: Algorithm, data: Loaded, phase: str, device: str) -> Replay:
+def replay_for(method: Algorithm | OnPolicy, data: Loaded, phase: str, device: str) -> Replay:
     """The rows that a method asks for, on the training device."""
     columns = columns_of(method.sources(phase))
     return Replay(data.train, columns, device, getattr(method.config, "discount", None))
 
 
-def build_method(job: Job, data: Loaded) -> Method:
+def build_method(job: Job, data: Loaded | Finite) -> Method:
     """The method with one replica per seed; swept fields hold one value per replica."""
+    env_id = job.task["env"]
     spec = Spec(
-        obs_dim=data.train.obs_dim,
-        act_dim=data.train.act_dim,
+        obs_dim=1 if isinstance(data, Finite) else data.train.obs_dim,
+        act_dim=1 if isinstance(data, Finite) else data.train.act_dim,
         horizon=job.task["horizon"],
+        action="box" if env_id is None else envs.env_spec(env_id, **job.settings["env_options"]).action,
         updates={job.settings["protocol"]: job.settings["updates"]},
-        stats=data.train.stats(),
+        stats={} if isinstance(data, Finite) else data.train.stats(),
+        features=data.features() if isinstance(data, Finite) else None,
     )
     method = method_class(job.algorithm)
     swept = {name: Swept(r.swept[name] for r in job.replicas) for name in job.replicas[0].swept}
     return method(spec, replace(method_config(job), **swept), job.seeds)
 
 
-def try_out(job: Job, data: Loaded, replicas: list[Replica]) -> None:
+def try_out(job: Job, data: Loaded | Finite, replicas: list[Replica]) -> None:
     """Builds the method and makes one update, so that what it refuses is an error before anything is written.
 
     Raises:
         ValueError: if the method does not run with its settings.
     """
-    phase = job.settings["protocol"]
     try:
         most = method_class(job.algorithm).max_replicas
-        method = build_method(replace(job, replicas=tuple(replicas[:most])), data)
-        assert isinstance(method, Algorithm)
-        method.prepare(data.train)
-        method.begin(phase)
-        metrics = Stepper(method, replay_for(method, data, phase, "cpu"), phase, "cpu").run(0, 1)
+        job = replace(job, replicas=tuple(replicas[:most]))
+        method = build_method(job, data)
+        if isinstance(data, Loaded):
+            method.prepare(data.train)
+        metrics = PROTOCOLS[job.settings["protocol"]].load().make_stepper(job, method, data, "cpu").run(0, 1)
         if not metrics:
             raise ValueError("update returned no metric; return at least one [R], such as the loss of each replica")
     except Exception as error:  # a plug-in may raise anything

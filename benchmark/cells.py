@@ -202,7 +202,8 @@ def name_cells(cells: Iterable[Cell]) -> None:
     for label, same_label in _grouped(cells, lambda cell: cell.label).items():
         variants, tasks = [variant(cell.identity) for cell in same_label], [cell.task for cell in same_label]
         for cell, suffix in zip(same_label, suffixes(variants, within=tasks), strict=True):
-            cell.name = label + suffix
+            origin = (cell.identity.get("method") or {}).get("origin")
+            cell.name = label + (f" ({origin})" if origin else "") + suffix
     for twins in _grouped(cells, lambda cell: (cell.task, cell.name)).values():
         for cell in twins if len(twins) > 1 else []:  # too much differs to be spelled out in a name
             cell.name += f" [{cell.cell_id[:8]}]"

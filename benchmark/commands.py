@@ -37,6 +37,7 @@ def algorithms(as_json: bool) -> int:
                 "name": name,
                 "version": method.version,
                 "protocols": method.protocols,
+                "origin": method.origin,
                 "presets": {preset: dict(values) for preset, values in method.PRESETS.items()},
                 "config": [
                     {"name": field, "default": default, "meaning": meaning}
@@ -48,9 +49,15 @@ def algorithms(as_json: bool) -> int:
         print(json.dumps(listed, indent=1))
         return 0
     rows = [
-        (name, (method.__doc__ or "").partition("\n")[0], ", ".join(method.PRESETS)) for name, method in methods.items()
+        (
+            f"{name} ({method.origin})" if method.origin else name,
+            ", ".join(method.protocols),
+            (method.__doc__ or "").partition("\n")[0],
+            ", ".join(method.PRESETS),
+        )
+        for name, method in methods.items()
     ]
-    _print_columns(("algorithm", "what", "presets (algorithm=NAME/PRESET)"), rows)
+    _print_columns(("algorithm", "protocols", "what", "presets (algorithm=NAME/PRESET)"), rows)
     return 0
 
 
@@ -64,6 +71,7 @@ def run_help(overrides: list[str]) -> int:
     """Lists every option of `offon run`, and the settings of one algorithm or of all."""
     from offon.algorithms.registry import load_all
     from offon.benchmark.config import find_method
+    from offon.benchmark.generated import FAMILIES, option_class
 
     print("usage: offon run [-m] KEY=VALUE …\n")
     print("Trains `seeds` replicas of an algorithm on a task, evaluates them and writes one record per seed.")
@@ -71,6 +79,9 @@ def run_help(overrides: list[str]) -> int:
     print("in the same program.\n")
     print("algorithm=NAME            a registered name, NAME/PRESET, or the path of a .py file (default iql)")
     _print_fields("", RunOptions)
+    for family in FAMILIES:
+        print(f"\ntask={family}/…")
+        _print_fields("data.", option_class(family))
     named = [text.split("=", 1)[1] for text in overrides if text.startswith("algorithm=")]
     methods = [find_method(name)[0] for names in named for name in names.split(",")] or load_all().values()
     for method in methods:

@@ -27,6 +27,7 @@ DEFAULT_ALGORITHM = "iql"
 MAX_SEEDS = 10_000
 _TEXTS = ("algorithm", "task", "dataset", "env", "out")  # names and paths
 _ONCE = ("out", "workers", "device", "checkpoint_seconds", "progress")  # of the command, not of a run
+_FREE = ("dynamics.", "data.")  # what may follow is the simulator's or the data's to say
 
 
 class ConfigError(ValueError):
@@ -99,7 +100,7 @@ def _values(override: Override) -> list[str]:
 def _check_key(override: Override) -> None:
     key = override.key_or_group
     known = [entry.name for entry in fields(RunOptions)]
-    if key.startswith("algorithm.") or key == "algorithm" or key in known:
+    if key.startswith(("algorithm.", *_FREE)) or key == "algorithm" or (key in known and f"{key}." not in _FREE):
         return
     _refuse_key(key, [*known, "algorithm"])
 
@@ -128,7 +129,7 @@ def _compose(pairs: list[tuple[str, str]]) -> Composed:
                 _check_sweepable(method, name)
                 swept[name] = _numbers(key, value, _kind_of(method, name))
                 continue
-        overrides.append(f"{key}={value}")
+        overrides.append(f"{'+' if key.startswith(_FREE) else ''}{key}={value}")
     return _resolve(method, preset, overrides, swept)
 
 
@@ -198,6 +199,7 @@ def _resolve(method: type[Method], preset: str | None, overrides: list[str], swe
         values = OmegaConf.to_container(composed)
         assert isinstance(values, dict)
         options = RunOptions(**{entry.name: values[entry.name] for entry in fields(RunOptions)})
+        _check_free(options)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_readable(error)) from error
     assert isinstance(config, dict)
@@ -206,6 +208,15 @@ def _resolve(method: type[Method], preset: str | None, overrides: list[str], swe
         _finite(entry.name, getattr(options, entry.name))
     settings = {str(key): _finite(f"algorithm.{key!s}", value) for key, value in config.items()}
     return Composed(options, method, label, settings, swept)
+
+
+def _check_free(options: RunOptions) -> None:
+    """Options of simulators and data are plain numbers, words or truth values."""
+    for prefix, given in (("dynamics", options.dynamics), ("data", options.data)):
+        for name, value in given.items():
+            if not isinstance(value, int | float | str):
+                raise ConfigError(f"expected one number, word or truth value for {prefix}.{name}, got {value!r}")
+            _finite(f"{prefix}.{name}", value)
 
 
 def _readable(error: BaseException) -> str:

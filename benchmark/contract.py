@@ -15,8 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from offon.algorithms.interface import Algorithm, Design, Method, OnPolicy
 from offon.benchmark.builder import to_config
+from offon.benchmark.design import DesignStepper
 from offon.benchmark.evaluator import Policy
+from offon.benchmark.on_policy import OnPolicyStepper
 from offon.benchmark.options import field_docs
 from offon.benchmark.stepper import restore, snapshot
 from offon.benchmark.synthetic import chain_detours, chain_transitions
@@ -24,8 +27,6 @@ from offon.benchmark.trial import (
     ODD,
     OTHERS,
     SEEDS,
-    Method,
-    OddRows,
     act,
     advance,
     agreement,
@@ -41,10 +42,13 @@ from offon.benchmark.trial import (
     start,
     tiny_config,
 )
+from offon.benchmark.trial_acting import design_trial, on_policy_trial
 from offon.benchmark.watch import ContractError, NoRandomDraw, no_host_sync, operations_per_update, watched_updates
 
 OPERATIONS_BUDGET = 400  # per update; each one is a kernel launch on a GPU
 CHAIN_UPDATES = 500
+LOCK_ITERATIONS = 40
+MDP_ROUNDS = 40
 
 
 class Outcome(NamedTuple):
@@ -58,7 +62,7 @@ class Outcome(NamedTuple):
 # ---- what an update gives and leaves
 
 
-def metrics_are_finite_and_keep_their_keys(method: Method, preset: str | None = None) -> str:
+def metrics_are_finite_and_keep_their_keys(method: type[Method], preset: str | None = None) -> str:
     """Each update returns the same metrics: floating tensors [R], finite on random data, without a gradient."""
     stepper = start(method, preset)
     keys: list[str] = []
@@ -76,7 +80,7 @@ def metrics_are_finite_and_keep_their_keys(method: Method, preset: str | None = 
     return ", ".join(keys)
 
 
-def state_has_a_replica_axis_or_none(method: Method, preset: str | None = None) -> None:
+def state_has_a_replica_axis_or_none(method: type[Method], preset: str | None = None) -> None:
     """Every tensor of the state is [R, ...], or a scalar that all replicas share."""
     stepper = start(method, preset)
     advance(stepper, 0, 2)
@@ -87,7 +91,7 @@ def state_has_a_replica_axis_or_none(method: Method, preset: str | None = None) 
         )
 
 
-def update_rebinds_nothing(method: Method, preset: str | None = None) -> None:
+def update_rebinds_nothing(method: type[Method], preset: str | None = None) -> None:
     """No attribute changes and no address: what a captured graph reads and writes stays where it is."""
     stepper = start(method, preset)
     advance(stepper, 0, 1)
@@ -101,7 +105,7 @@ def update_rebinds_nothing(method: Method, preset: str | None = None) -> None:
 # ---- replicas and randomness
 
 
-def same_seeds_give_the_same_bits(method: Method, preset: str | None = None) -> None:
+def same_seeds_give_the_same_bits(method: type[Method], preset: str | None = None) -> None:
     """Two programs of the same seeds hold the same state and metrics, bit for bit."""
     first, second = start(method, preset), start(method, preset)
     metrics, again = advance(first, 0, 20), advance(second, 0, 20)
@@ -109,26 +113,26 @@ def same_seeds_give_the_same_bits(method: Method, preset: str | None = None) -> 
     expect_equal(metrics[0], again[0], "the metrics of two runs of the same seeds")
 
 
-def another_replicas_data_change_nothing(method: Method, preset: str | None = None) -> None:
+def another_replicas_data_change_nothing(method: type[Method], preset: str | None = None) -> None:
     """Giving one replica other rows leaves the rest bit-equal."""
-    neighbours(start(method, preset), start(method, preset, replay=OddRows), "other data")
+    neighbours(start(method, preset), start(method, preset, odd=True), "other data")
 
 
-def another_replicas_parameters_change_nothing(method: Method, preset: str | None = None) -> None:
+def another_replicas_parameters_change_nothing(method: type[Method], preset: str | None = None) -> None:
     """Disturbing one replica's state leaves the rest bit-equal."""
     disturbed = start(method, preset)
     disturb(disturbed.method, lambda tensor: tensor * 1.5 + 0.1)
     neighbours(start(method, preset), disturbed, "other parameters")
 
 
-def a_broken_replica_leaves_the_others_alone(method: Method, preset: str | None = None) -> None:
+def a_broken_replica_leaves_the_others_alone(method: type[Method], preset: str | None = None) -> None:
     """A replica that has turned NaN leaves the rest bit-equal."""
     disturbed = start(method, preset)
     disturb(disturbed.method, lambda tensor: torch.full_like(tensor, float("nan")))
     neighbours(start(method, preset), disturbed, "NaN parameters")
 
 
-def one_replica_alone_agrees(method: Method, preset: str | None = None) -> str:
+def one_replica_alone_agrees(method: type[Method], preset: str | None = None) -> str:
     """A seed trained alone ends where it ends among four, to rounding."""
     many, one = start(method, preset), start(method, preset, seeds=(SEEDS[ODD],))
     advance(many, 0, 100)
@@ -136,7 +140,7 @@ def one_replica_alone_agrees(method: Method, preset: str | None = None) -> str:
     return agreement(many.method, one.method)
 
 
-def equal_nets_start_different(method: Method, preset: str | None = None) -> None:
+def equal_nets_start_different(method: type[Method], preset: str | None = None) -> None:
     """No two trained networks, ensemble members or replicas begin with the same weights."""
     seen: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
     for name, parameter in start(method, preset).method.named_parameters():
@@ -153,7 +157,7 @@ def equal_nets_start_different(method: Method, preset: str | None = None) -> Non
             )
 
 
-def noise_is_the_only_randomness(method: Method, preset: str | None = None) -> None:
+def noise_is_the_only_randomness(method: type[Method], preset: str | None = None) -> None:
     """Building, updating and acting draw from no generator but the `noise` argument."""
     before = generator_states()
     stepper = start(method, preset)
@@ -167,7 +171,7 @@ def noise_is_the_only_randomness(method: Method, preset: str | None = None) -> N
 # ---- speed
 
 
-def update_never_waits_for_the_device(method: Method, preset: str | None = None) -> str | None:
+def update_never_waits_for_the_device(method: type[Method], preset: str | None = None) -> str | None:
     """No `.item()`, `.cpu()`, Python branch on a tensor or the like inside `update`."""
     if not method.capturable:
         return "not capturable: host control flow is allowed"
@@ -179,7 +183,7 @@ def update_never_waits_for_the_device(method: Method, preset: str | None = None)
     return None
 
 
-def operations_stay_within_the_budget(method: Method, preset: str | None = None) -> str:
+def operations_stay_within_the_budget(method: type[Method], preset: str | None = None) -> str:
     """An update runs at most so many operations; views are free, a fused optimiser step is one."""
     counts = [count.total() for count in operations_per_update(start(method, preset))]
     expect(
@@ -189,7 +193,7 @@ def operations_stay_within_the_budget(method: Method, preset: str | None = None)
     return f"{sum(counts) / len(counts):.1f} on average, at most {max(counts)}"
 
 
-def a_captured_graph_agrees(method: Method, preset: str | None = None) -> str:
+def a_captured_graph_agrees(method: type[Method], preset: str | None = None) -> str:
     """Captured as a CUDA graph and run eagerly, training ends in the same place, to rounding."""
     captured, eager = start(method, preset, device="cuda"), start(method, preset, device="cuda")
     advance(captured, 0, 100)
@@ -201,7 +205,7 @@ def a_captured_graph_agrees(method: Method, preset: str | None = None) -> str:
 # ---- resume and configuration
 
 
-def resume_is_bit_equal(method: Method, preset: str | None = None) -> None:
+def resume_is_bit_equal(method: type[Method], preset: str | None = None) -> None:
     """Saved to safetensors, loaded into a new object and continued, training ends as if never stopped."""
     from safetensors.torch import load, save
 
@@ -211,18 +215,20 @@ def resume_is_bit_equal(method: Method, preset: str | None = None) -> None:
     data = save({name: tensor.contiguous() for name, tensor in stopped.method.state_dict().items()})
     resumed = start(method, preset)
     restore(resumed.method, load(data))
+    if isinstance(resumed, DesignStepper):
+        resumed.set_state(stopped.state())
     advance(resumed, 25, 60)
     expect_equal(snapshot(straight.method), snapshot(resumed.method), "a resumed run and one never stopped")
 
 
-def config_survives_json(method: Method, preset: str | None = None) -> None:
+def config_survives_json(method: type[Method], preset: str | None = None) -> None:
     """A config written as JSON and read back is equal, for the default as for the preset."""
     for config in (tiny_config(method, preset), replace(method.Config(), **(method.PRESETS[preset] if preset else {}))):
         again = to_config(method, json.loads(json.dumps(asdict(config))))
         expect(again == config, f"config {config} comes back from JSON as {again}")
 
 
-def every_setting_is_documented(method: Method, preset: str | None = None) -> None:
+def every_setting_is_documented(method: type[Method], preset: str | None = None) -> None:
     """Each field of Config has a comment behind it: `offon run --help` shows it."""
     docs = field_docs(method.Config)
     missing = [entry.name for entry in fields(method.Config) if not docs.get(entry.name)]
@@ -232,24 +238,27 @@ def every_setting_is_documented(method: Method, preset: str | None = None) -> No
 # ---- acting and learning
 
 
-def acting_is_a_function_of_its_inputs(method: Method, preset: str | None = None) -> None:
+def acting_is_a_function_of_its_inputs(method: type[Method], preset: str | None = None) -> None:
     """Same observation and noise, same action [R, N, A] within [-1, 1]; nothing is changed, no replica sees another."""
     stepper = start(method, preset)
     advance(stepper, 0, 5)
     before = snapshot(stepper.method)
     for mode in ("eval", "explore"):
         action, again = act(stepper.method, mode), act(stepper.method, mode)
-        shape = (len(SEEDS), 64, stepper.method.spec.act_dim)
+        spec = stepper.method.spec
+        shape = (len(SEEDS), 64, spec.act_dim)
+        dtype = torch.int64 if spec.action == "index" else method.dtype
         expect(tuple(action.shape) == shape, f"act returns {tuple(action.shape)}, expected [R, N, A] = {shape}")
-        expect(action.dtype == method.dtype, f"act returns {action.dtype}, expected {method.dtype}")
-        expect(bool((action.abs() <= 1.0).all()), f"act leaves [-1, 1] in mode {mode!r}: clamp or squash the action")
+        expect(action.dtype == dtype, f"act returns {action.dtype}, expected {dtype}")
+        in_box = spec.action != "box" or bool((action.abs() <= 1.0).all())
+        expect(in_box, f"act leaves [-1, 1] in mode {mode!r}: clamp or squash the action")
         expect(torch.equal(action, again), f"act gives two answers to one question in mode {mode!r}")
-        other = act(stepper.method, mode, odd=3.0)
+        other = act(stepper.method, mode, odd=True)
         expect(torch.equal(action[OTHERS], other[OTHERS]), f"one replica's observation moves another in {mode!r}")
     expect_equal(before, snapshot(stepper.method), "the state before and after acting")
 
 
-def a_five_state_chain_is_learned(method: Method, preset: str | None = None) -> str:
+def a_five_state_chain_is_learned(method: type[Method], preset: str | None = None) -> str:
     """Every replica walks a chain of five states without a detour.
 
     The data act well half of the time; for a method that rewards leave cold, three times in four.
@@ -266,15 +275,48 @@ def a_five_state_chain_is_learned(method: Method, preset: str | None = None) -> 
     return "data act well 75 % of the time: rewards are not used" if imitates else "data act well half of the time"
 
 
+def a_short_lock_is_opened_more_often(method: type[Method], preset: str | None = None) -> str:
+    """On a lock of two steps the policy, as it is judged, earns clearly more after some iterations than at first."""
+    assert issubclass(method, OnPolicy)
+    stepper = on_policy_trial(method, method.Config(), SEEDS, lock="H2", logged=2000)
+    first = _earned(stepper, 0)
+    stepper.run(0, LOCK_ITERATIONS)
+    last = _earned(stepper, LOCK_ITERATIONS)
+    expect(
+        bool((last > first + 0.1).all()),
+        f"after {LOCK_ITERATIONS} iterations the replicas earn {last.tolist()} an episode, at first {first.tolist()}",
+    )
+    return f"return {float(first.mean()):.2f} at first, {float(last.mean()):.2f} after {LOCK_ITERATIONS} iterations"
+
+
+def _earned(stepper: OnPolicyStepper, iteration: int) -> Tensor:
+    """Mean return [R] of the policy as it is judged."""
+    return stepper.play(iteration, "eval").reward.sum(2).mean(1)
+
+
+def a_small_mdp_is_solved(method: type[Method], preset: str | None = None) -> str:
+    """With a few thousand logged episodes every replica answers within a twentieth of the best value."""
+    assert issubclass(method, Design)
+    stepper = design_trial(method, method.Config(), SEEDS, logged=4000)
+    stepper.run(0, MDP_ROUNDS)
+    gaps = stepper.metrics()["suboptimality"]
+    limit = 0.05 * stepper.mdp.optimal_value()
+    expect(bool((gaps <= limit).all()), f"answers lie {gaps.tolist()} below the best value, expected {limit:.3f}")
+    return f"at most {float(gaps.max()):.3f} below the best value"
+
+
 # ---- the list
+
+ALL: tuple[type[Method], ...] = (Algorithm, OnPolicy, Design)
 
 
 class Property(NamedTuple):
     """One promise: its check is skipped where `needs` is missing; `per_preset` ones run for each preset too."""
 
-    check: Callable[[Method, str | None], str | None]
+    check: Callable[[type[Method], str | None], str | None]
     needs: str = ""  # "cuda"
     per_preset: bool = False
+    kinds: tuple[type[Method], ...] = ALL  # of method that promise it
 
     @property
     def name(self) -> str:
@@ -285,7 +327,7 @@ class Property(NamedTuple):
 CONTRACT = (
     Property(metrics_are_finite_and_keep_their_keys, per_preset=True),
     Property(state_has_a_replica_axis_or_none),
-    Property(update_rebinds_nothing),
+    Property(update_rebinds_nothing, kinds=(Algorithm,)),
     Property(same_seeds_give_the_same_bits),
     Property(another_replicas_data_change_nothing, per_preset=True),
     Property(another_replicas_parameters_change_nothing),
@@ -293,25 +335,30 @@ CONTRACT = (
     Property(one_replica_alone_agrees),
     Property(equal_nets_start_different),
     Property(noise_is_the_only_randomness),
-    Property(update_never_waits_for_the_device),
-    Property(operations_stay_within_the_budget),
-    Property(a_captured_graph_agrees, needs="cuda"),
+    Property(update_never_waits_for_the_device, kinds=(Algorithm,)),
+    Property(operations_stay_within_the_budget, kinds=(Algorithm,)),
+    Property(a_captured_graph_agrees, needs="cuda", kinds=(Algorithm,)),
     Property(resume_is_bit_equal),
     Property(config_survives_json, per_preset=True),
     Property(every_setting_is_documented),
     Property(acting_is_a_function_of_its_inputs),
-    Property(a_five_state_chain_is_learned),
+    Property(a_five_state_chain_is_learned, kinds=(Algorithm,)),
+    Property(a_short_lock_is_opened_more_often, kinds=(OnPolicy,)),
+    Property(a_small_mdp_is_solved, kinds=(Design,)),
 )
 
 
-def cases(method: Method) -> list[tuple[Property, str | None]]:
+def cases(method: type[Method]) -> list[tuple[Property, str | None]]:
     """All checks of a method, with the preset each runs under."""
     return [
-        (promise, preset) for promise in CONTRACT for preset in (None, *(method.PRESETS if promise.per_preset else ()))
+        (promise, preset)
+        for promise in CONTRACT
+        if issubclass(method, promise.kinds)
+        for preset in (None, *(method.PRESETS if promise.per_preset else ()))
     ]
 
 
-def missing(promise: Property, method: Method) -> str:
+def missing(promise: Property, method: type[Method]) -> str:
     """Why a check cannot run here; empty if it can."""
     if promise.needs == "cuda" and not torch.cuda.is_available():
         return "needs a CUDA device"
@@ -320,7 +367,7 @@ def missing(promise: Property, method: Method) -> str:
     return ""
 
 
-def check(method: Method) -> Iterator[Outcome]:
+def check(method: type[Method]) -> Iterator[Outcome]:
     """Runs the whole contract on a method, giving each outcome as it comes."""
     for promise, preset in cases(method):
         name = f"{promise.name}[{preset}]" if preset else promise.name

@@ -41,9 +41,13 @@ class Policy:
     @torch.no_grad()
     def act(self, x: Obs, noise: ActNoise, mode: str = "eval") -> Tensor:
         """Actions [R, N, A] for raw observations."""
-        if self._mean is not None and self._std is not None:
-            x = replace(x, obs=(x.obs - self._mean.to(x.obs.device)) / self._std.to(x.obs.device))
-        return self.method.act(x, noise, mode)
+        return self.method.act(replace(x, obs=self.normalized(x.obs)), noise, mode)
+
+    def normalized(self, obs: Tensor) -> Tensor:
+        """Observations [..., O] as the method was trained on them."""
+        if self._mean is None or self._std is None:
+            return obs
+        return (obs - self._mean.to(obs.device)) / self._std.to(obs.device)
 
 
 def evaluate(
@@ -52,8 +56,9 @@ def evaluate(
     seeds: Sequence[int],
     device: str = "cpu",
     env_options: Mapping[str, Any] | None = None,
+    mode: str = "eval",
 ) -> Evaluation:
-    """Plays one episode per replica and seed with the deterministic ("eval") policy.
+    """Plays one episode per replica and seed with the policy as it is judged ("eval").
 
     Args:
         policy: R policies.
@@ -61,6 +66,7 @@ def evaluate(
         seeds: E episode seeds, the same for every replica.
         device: where simulator and policy meet.
         env_options: passed to the environment.
+        mode: what `act` is asked for; on-policy methods also know "mean", the action without its noise.
     """
     method = policy.method
     replicas, episodes = method.replicas, len(seeds)
@@ -68,7 +74,7 @@ def evaluate(
     env = envs.make(env_id, replicas * episodes, device=device, **(env_options or {}))
     try:
         obs = env.reset(None, list(seeds) * replicas).view(replicas, episodes, -1)
-        x = first_obs(method, torch.zeros(replicas, padded, obs.shape[-1], device=obs.device))
+        x = first_obs(method, torch.zeros(replicas, padded, obs.shape[-1], dtype=obs.dtype, device=obs.device))
         padded_seeds = torch.zeros(padded, dtype=torch.int64, device=obs.device)
         padded_seeds[:episodes] = torch.tensor(list(seeds), device=obs.device)
         alive = torch.ones(replicas, episodes, dtype=torch.bool, device=obs.device)
@@ -78,7 +84,7 @@ def evaluate(
             x.t = torch.full_like(x.t, step)
             x.obs = torch.zeros_like(x.obs)
             x.obs[:, :episodes] = obs
-            action = policy.act(x, ActNoise(method.seeds, "eval", padded_seeds, x.t))[:, :episodes]
+            action = policy.act(x, ActNoise(method.seeds, "eval", padded_seeds, x.t), mode)[:, :episodes]
             result = env.step(action.reshape(replicas * episodes, -1))
             obs = result.obs.view(replicas, episodes, -1)
             reward, cost = result.reward.view_as(alive), result.cost.view_as(alive)

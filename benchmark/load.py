@@ -22,7 +22,7 @@ class LoadedRun:
     Attributes:
         job: what was trained.
         policy: the R policies, for `offon.benchmark.evaluator.evaluate`.
-        update: gradient updates behind the checkpoint.
+        update: progress behind the checkpoint, in the unit of the protocol.
     """
 
     def __init__(self, job: Job) -> None:
@@ -47,26 +47,29 @@ class LoadedRun:
             raise ValueError(f"expected a seed that one replica has, among {self.seeds}, got {seed}{hint}")
         return self.seeds.index(seed)
 
-    def act(self, obs: np.ndarray, seed: int | None = None) -> np.ndarray:
-        """Actions of a memoryless policy in the box [-1, 1].
+    def act(self, obs: np.ndarray, seed: int | None = None, t: int = 0) -> np.ndarray:
+        """Actions of a memoryless policy.
 
         Args:
-            obs: raw observations [obs_dim] or [N, obs_dim].
+            obs: raw observations [obs_dim] or [N, obs_dim]; in a finite MDP the number of the state, [1] or [N, 1].
             seed: which replica acts; the first of the run if not given.
+            t: step inside the episode; counts for methods that learn each step apart.
 
         Returns:
-            float32 actions [act_dim] or [N, act_dim].
+            Actions [act_dim] or [N, act_dim]: float32 in the box [-1, 1], unless the task has another space of actions.
         """
         spec = self.policy.method.spec
-        rows = np.atleast_2d(np.asarray(obs, dtype=np.float32))
+        rows = np.atleast_2d(np.asarray(obs, dtype=np.int64 if spec.action == "index" else np.float32))
         if rows.ndim != 2 or rows.shape[1] != spec.obs_dim:
             raise ValueError(f"expected observations [{spec.obs_dim}] or [N, {spec.obs_dim}], got {np.shape(obs)}")
         if self.policy.method.memory(1):
             raise ValueError(f"{self.job.label} remembers its episode; evaluate it with `offon evaluate`")
         index = 0 if seed is None else self._replica_of(seed)
         x = first_obs(self.policy.method, torch.from_numpy(rows).expand(len(self.seeds), -1, -1))
+        x.t += t
         noise = ActNoise(self.seeds, "eval", torch.zeros(len(rows), dtype=torch.int64), x.t)
-        action = self.policy.act(x, noise)[index].clamp(-1.0, 1.0).numpy()
+        chosen = self.policy.act(x, noise)[index]
+        action = (chosen.clamp(-1.0, 1.0) if spec.action == "box" else chosen).numpy()
         return action if np.ndim(obs) > 1 else action[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ class RunOptions:
     """Everything `offon run` takes beside the algorithm's own settings."""
 
     task: str = "offon/dmsd-small"  # what to train on; `offon tasks` lists the names
+    protocol: str = ""  # the training loop; empty: the method's first that the task allows
     dataset: str = ""  # a file of your own (HDF5 or NPZ) instead of a task
     env: str = ""  # simulator for your own file: an OffOn id or any Gymnasium id; empty: training only
     horizon: int | None = None  # longest episode, where the environment states none
@@ -23,9 +24,10 @@ class RunOptions:
     score_max: float | None = None  # return that counts as 100, for your own file
     clip_actions: bool = False  # clip logged actions that lie outside [-1, 1] instead of refusing the file
     seeds: Any = 10  # how many (0, 1, 2, …), or a list such as [3,4]
-    updates: int = 100_000  # gradient updates per seed
-    eval_every: int = 0  # updates between evaluations for the learning curve; 0: a twentieth of the updates
-    eval_episodes: int = 10  # episodes of such an evaluation, per seed
+    updates: int = 100_000  # gradient updates per seed, of protocol offline
+    env_steps: int = 0  # environment steps per seed, of protocols that act; 0: the protocol's own number
+    eval_every: int = 0  # updates or env steps between evaluations; 0: a twentieth of the updates, every iteration
+    eval_episodes: int = 0  # episodes of such an evaluation, per seed; 0: the protocol's own number (offline: 10)
     final_episodes: int = 100  # episodes of the final score, per seed
     out: str = "runs"  # folder of records, run folders and claims
     workers: int = 0  # processes; 0: one per core (one on a GPU)
@@ -34,6 +36,8 @@ class RunOptions:
     matmul: str = "auto"  # route of CPU matrix products: auto (the faster, chosen once per folder), default or onednn
     checkpoint_seconds: float = 30.0  # seconds between checkpoints
     progress: str = "auto"  # auto, rich, json (one line per event) or quiet
+    dynamics: dict[str, Any] = field(default_factory=dict)  # dynamics.KEY=VALUE: the simulator's, as dynamics.gap=0.2
+    data: dict[str, Any] = field(default_factory=dict)  # data.KEY=VALUE: of generated data, as data.per_arm=1000
 
 
 @cache
@@ -57,12 +61,18 @@ def field_docs(cls: type) -> dict[str, str]:
 def describe_fields(cls: type) -> list[tuple[str, str, str]]:
     """(name, default, meaning) of every field of a dataclass."""
     docs = field_docs(cls)
-    return [(entry.name, _shown(entry.default), docs.get(entry.name, "")) for entry in fields(cls)]
+    return [(entry.name, _shown(_default(entry)), docs.get(entry.name, "")) for entry in fields(cls)]
+
+
+def _default(entry: Any) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(map(str, value)) + "]"
+    if value == {}:
+        return "{}"
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
     return "''" if value == "" else str(value)

@@ -12,16 +12,16 @@ from typing import Any
 from offon import envs
 from offon.benchmark import device as devices
 from offon.benchmark import seeds as seed_ranges
-from offon.benchmark.builder import Loaded, load_data, rules, to_config, try_out
+from offon.benchmark.builder import Finite, Loaded, load_data, rules, to_config, try_out
 from offon.benchmark.config import Composed, ConfigError, plugin_path, seed_list
 from offon.benchmark.files import set_aside
+from offon.benchmark.generated import is_generated, not_default, resolved
 from offon.benchmark.options import RunOptions
+from offon.benchmark.protocols import PROTOCOLS, Protocol, choose
 from offon.benchmark.records import RecordError, UnknownSchemaError, identity, read_record, record_path
 from offon.benchmark.runs import Job, Replica, list_runs
 from offon.benchmark.tasks import Task, get_task, own_task
 from offon.datasets.catalogue import DATASETS
-
-PROTOCOL = "offline"
 
 
 @dataclass
@@ -145,36 +145,35 @@ def _task(options: RunOptions) -> Task:
     return get_task(options.task)
 
 
-def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded]:
+def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | Finite]:
     """A job without replicas, and its data."""
     options = composed.options
     task = _task(options)
-    data = {"dataset": task.dataset, "options": _data_options(task, options)}
-    loaded = load_data(data, to_config(composed.method, composed.config))
     env_options = _env_options(task, options)
-    if task.env is not None:
-        spec = envs.env_spec(task.env, **env_options)
-        _check_shapes(task, spec, loaded.original)
+    spec = None if task.env is None else envs.env_spec(task.env, **env_options)
+    protocol = choose(options.protocol, composed.method.protocols, protocols_of(spec), composed.label, task.name)
+    data = {"dataset": task.dataset, "options": _data_options(task, options)}
+    loaded = load_data(data, to_config(composed.method, composed.config), env_options)
+    if spec is not None:
+        if isinstance(loaded, Loaded):
+            _check_shapes(task, spec, loaded.original)
         task = replace(task, horizon=task.horizon or spec.horizon)
-    transformed = loaded.train.identity.as_dict()
+    if isinstance(loaded, Finite):  # options move the optimum; rounded, since machines differ in the last bits
+        task = replace(task, score_max=round(loaded.mdp.optimal_value(), 9))
+    transformed = loaded.transformed.as_dict()
     if options.dataset:
         transformed = {**transformed, "name": task.name}
-    data["sha256"] = loaded.original.identity.sha256
+    if is_generated(task.dataset):
+        transformed = {**transformed, "options": not_default(task.dataset, options.data)}
+    data["sha256"] = loaded.identity.sha256
     data["identity"] = transformed
-    settings = {
-        "protocol": PROTOCOL,
-        "updates": options.updates,
-        "eval_every": options.eval_every or max(1, options.updates // 20),
-        "eval_episodes": options.eval_episodes,
-        "final_episodes": options.final_episodes,
-        "env_options": env_options,
-    }
+    settings = {**_budget(protocol, options), "env_options": env_options}
     report = {
         "score_min": task.score_min,
         "score_max": task.score_max,
         "score_source": task.score_source,
-        "behaviour_return": loaded.original.behaviour_return,
-        "data_status": loaded.original.identity.status,
+        "behaviour_return": loaded.behaviour_return,
+        "data_status": loaded.identity.status,
         "horizon": task.horizon,
     }
     job = Job(
@@ -194,22 +193,54 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded]:
     return job, loaded
 
 
+def protocols_of(spec: envs.EnvSpec | None) -> tuple[str, ...]:
+    """The protocols that make sense where this can be acted in; None: in nothing."""
+    if spec is None:
+        return ("offline",)
+    if spec.action == "index":
+        return ("experiment_design",)
+    return tuple(name for name in PROTOCOLS if name != "experiment_design")
+
+
+def _budget(protocol: Protocol, options: RunOptions) -> dict[str, Any]:
+    """The part of a job's settings that says how long it goes on and how often it is evaluated."""
+    if protocol.budget == "updates":
+        budget, every = options.updates, options.eval_every or max(1, options.updates // 20)
+    else:
+        budget, every = options.env_steps or protocol.default_budget, options.eval_every or 1
+    exact = protocol.name == "experiment_design"  # values are computed, not estimated from episodes
+    return {
+        "protocol": protocol.name,
+        "updates": budget,
+        "eval_every": every,
+        "eval_episodes": 1 if exact else options.eval_episodes or protocol.eval_episodes,
+        "final_episodes": 1 if exact else options.final_episodes,
+    }
+
+
 def _env_options(task: Task, options: RunOptions) -> dict[str, Any]:
+    if options.dynamics and task.env is None:
+        raise ConfigError(f"{task.name} has no simulator: leave {_listed('dynamics', options.dynamics)} out")
     if options.horizon is None or task.env is None:
-        return {}
-    if task.env in envs.ENV_IDS:
+        return dict(options.dynamics)
+    if not task.env.startswith("gymnasium/"):
         raise ConfigError(f"{task.env} has a horizon of its own, {envs.env_spec(task.env).horizon}: leave horizon= out")
-    return {"horizon": options.horizon}
+    return {"horizon": options.horizon, **options.dynamics}
+
+
+def _listed(prefix: str, given: dict[str, Any]) -> str:
+    return ", ".join(f"{prefix}.{name}=" for name in given)
 
 
 def _check_options(options: RunOptions) -> None:
     """Looks at the numbers before anything is read or written."""
     if options.updates < 1:
         raise ConfigError(f"expected updates of at least 1, got {options.updates}")
-    for name, published in (("eval_episodes", seed_ranges.SELECTION), ("final_episodes", seed_ranges.REPORTING)):
-        if not 1 <= getattr(options, name) <= len(published):
-            raise ConfigError(f"expected {name} of 1 to {len(published)}, got {getattr(options, name)}")
-    for name in ("eval_every", "checkpoint_seconds", "workers", "replicas"):
+    ranges = (("eval_episodes", 0, seed_ranges.SELECTION), ("final_episodes", 1, seed_ranges.REPORTING))
+    for name, least, published in ranges:
+        if not least <= getattr(options, name) <= len(published):
+            raise ConfigError(f"expected {name} of {least} to {len(published)}, got {getattr(options, name)}")
+    for name in ("env_steps", "eval_every", "checkpoint_seconds", "workers", "replicas"):
         if getattr(options, name) < 0:
             raise ConfigError(f"expected {name} of 0 or more, got {getattr(options, name)}")
     if options.horizon is not None and options.horizon < 1:
@@ -219,6 +250,10 @@ def _check_options(options: RunOptions) -> None:
 
 def _data_options(task: Task, options: RunOptions) -> dict[str, Any]:
     """What the loader must know: whether to clip, and the bounds in which a foreign simulator's actions were logged."""
+    if is_generated(task.dataset):
+        return resolved(task.dataset, options.data)
+    if options.data:
+        raise ConfigError(f"{task.name} has logged data, not generated: leave {_listed('data', options.data)} out")
     found: dict[str, Any] = {"clip_actions": options.clip_actions} if options.clip_actions else {}
     if options.dataset and task.env and task.env.startswith("gymnasium/"):
         from offon.envs.gymnasium_env import action_bounds
@@ -237,6 +272,11 @@ def _check_shapes(task: Task, spec: envs.EnvSpec, data: Any) -> None:
         )
 
 
+def _limit(protocol: Protocol, budget: int) -> dict[str, Any]:
+    """How long a cell's runs went on, as its identity says it."""
+    return {"updates": {protocol.name: budget}} if protocol.budget == "updates" else {protocol.budget: budget}
+
+
 def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
     """Every cell of a configuration, with the swept values that make it."""
     settings = job.settings
@@ -249,7 +289,7 @@ def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[
             "final_episodes": settings["final_episodes"],
             "final_first_seed": seed_ranges.REPORTING[0],
         },
-        "protocol": {"name": PROTOCOL, "updates": {PROTOCOL: settings["updates"]}},
+        "protocol": {"name": settings["protocol"], **_limit(PROTOCOLS[settings["protocol"]], settings["updates"])},
         **rules(composed.method, job.task["env"], settings["env_options"]),
     }
     for values in itertools.product(*composed.swept.values()):

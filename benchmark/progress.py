@@ -78,7 +78,7 @@ class RichProgress(Progress):
         self._bars.update(
             self._ids[run_id],
             completed=event["update"],
-            rate=f"{rate * len(event['seeds']):.0f} upd/s" if rate else "",  # of all seeds
+            rate=f"{rate * len(event['seeds']):.0f} {event.get('unit', 'updates')}/s" if rate else "",  # of all seeds
             score=shown,
         )
 
@@ -92,7 +92,8 @@ def sentence(event: dict[str, Any]) -> str:
         return f"{who}: is being trained already by {event['holder']}; left alone"
     if event["event"] == "replica_failed":
         first, last = event["span"]
-        return f"{who}: seed {event['seed']} broke (non-finite values between updates {first} and {last}); it is frozen"
+        between = f"between {event.get('unit', 'updates')} {first} and {last}"
+        return f"{who}: seed {event['seed']} broke (non-finite values {between}); it is frozen"
     if event["event"] == "interrupted":
         return f"{who}: stopped with a checkpoint"
     return f"{who}: {event['message']}"

@@ -118,8 +118,16 @@ class Record:
         """Episode costs [episodes], None where the environment has none."""
         return self._final("costs")
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the protocol counts beside the score, such as environment steps or sub-optimality; may be empty."""
+        return self.result.get("summary") or {}
+
     def curves(self) -> dict[str, np.ndarray]:
-        """`eval_updates` [n], `eval_returns` [n, E], `metric_updates` [m] and `metric/NAME` [m]."""
+        """`eval_updates` [n], `eval_returns` [n, E], `metric_updates` [m] and `metric/NAME` [m].
+
+        What updates are counted in is the protocol's to say: gradient updates, environment steps or rounds.
+        """
         from safetensors.numpy import load
 
         return load((self.path / CURVES).read_bytes())

@@ -62,10 +62,7 @@ class Stepper:
         seen: dict[str, list[Tensor]] = {}
         for slot in range(count):
             self.noise.begin_update(slot)
-            batch = {
-                name: self.replay.gather(self.noise.integers(f"rows/{name}", self.replay.size, rows.n))
-                for name, rows in self._sources.items()
-            }
+            batch = {name: self.replay.draw(name, rows, self.noise) for name, rows in self._sources.items()}
             for name, value in self.method.update(batch, self.noise).items():
                 seen.setdefault(name, []).append(value)
         return {name: torch.stack(values).sum(0) for name, values in seen.items()}

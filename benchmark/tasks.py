@@ -90,7 +90,7 @@ def own_task(
     Raises:
         TaskError: unless both scores are given, the smaller one as score_min, or none.
     """
-    from offon.envs import ENV_IDS
+    from offon.envs import ENV_IDS, FAMILIES
 
     if (score_min is None) != (score_max is None):
         raise TaskError(
@@ -102,7 +102,7 @@ def own_task(
             f"expected score_min < score_max, got {score_min} and {score_max}: score_min is the return that counts as "
             "0, score_max the better one that counts as 100; swap or correct them"
         )
-    ours = {known.split("/")[0] for known in (*ENV_IDS, "gymnasium/")}
+    ours = {known.split("/")[0] for known in (*ENV_IDS, *FAMILIES, "gymnasium/")}
     if env is not None and env.split("/")[0] not in ours:
         env = f"gymnasium/{env}"
     source = "given on the command line" if score_min is not None else "none: raw returns"

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offon.algorithms.interface import Algorithm, Spec
+from offon.algorithms.interface import Algorithm, Design, Method, OnPolicy, Spec
 from offon.algorithms.noise import ActNoise
 from offon.benchmark.evaluator import first_obs
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.stepper import Stepper, snapshot
 from offon.benchmark.synthetic import chain_transitions, random_transitions
+from offon.benchmark.trial_acting import OddRows, design_trial, on_policy_trial
 from offon.benchmark.watch import ContractError
 from offon.datasets import transforms
-from offon.datasets.transitions import Batch, Transitions
+from offon.datasets.transitions import Transitions
 
 SEEDS = (0, 1, 2, 3)  # four replicas: a number that is no width, batch size or ensemble size of a tiny method
 ODD = 2  # the replica that is disturbed
@@ -28,11 +29,10 @@ OTHERS = [index for index in range(len(SEEDS)) if index != ODD]
 _PHASE = "offline"
 _CLOSE = 1e-4
 _ACTING = 64  # rows per replica when acting, as in evaluation
+_UPDATES_PER_ROUND = 10  # a round of a method that acts is worth so many updates: it holds a roll-out and many steps
 
-Method = type[Algorithm]
 
-
-def tiny_config(method: Method, preset: str | None = None) -> Any:
+def tiny_config(method: type[Method], preset: str | None = None) -> Any:
     """The method's tiny setting; with a preset, those of its fields that do not set the size."""
     tiny, default = method.Config.tiny(), method.Config()
     sizes = {entry.name for entry in fields(tiny) if getattr(tiny, entry.name) != getattr(default, entry.name)}
@@ -41,17 +41,33 @@ def tiny_config(method: Method, preset: str | None = None) -> Any:
 
 
 def start(
-    method: Method,
+    method: type[Method],
     preset: str | None = None,
     seeds: tuple[int, ...] = SEEDS,
     data: Transitions | None = None,
-    replay: type[Replay] = Replay,
+    odd: bool = False,
     updates: int = 100,
     device: str = "cpu",
     config: Any = None,
-) -> Stepper:
-    """A fresh method with its stepper, as the offline protocol makes them."""
+) -> Any:
+    """A fresh method with its stepper, as its protocol makes them.
+
+    Args:
+        method: what is tried.
+        preset: one of its presets.
+        seeds: of the replicas.
+        data: logged rows; made up if not given. A method that acts brings its own.
+        odd: one replica learns from other rows and episodes than it drew and played.
+        updates: how many the method is told to expect.
+        device: where it trains.
+        config: instead of the tiny one.
+    """
     config = config or tiny_config(method, preset)
+    if issubclass(method, OnPolicy):
+        return on_policy_trial(method, config, seeds, ODD if odd else None)
+    if issubclass(method, Design):
+        return design_trial(method, config, seeds, ODD if odd else None)
+    assert issubclass(method, Algorithm)
     train = transforms.transform_reward(data or random_transitions(), config.reward)
     if config.normalize_obs:
         train = transforms.normalize_obs(train)
@@ -60,48 +76,50 @@ def start(
     built = method(spec, config, seeds)
     built.prepare(train)
     built.to(device).begin(_PHASE)
-    columns = columns_of(built.sources(_PHASE))
-    return Stepper(built, replay(train, columns, device, getattr(config, "discount", None)), _PHASE, device)
+    replay = (OddRows if odd else Replay)(
+        train, columns_of(built.sources(_PHASE)), device, getattr(config, "discount", None)
+    )
+    if isinstance(replay, OddRows):
+        replay.odd = ODD
+    return Stepper(built, replay, _PHASE, device)
 
 
-def advance(stepper: Stepper, first: int, stop: int) -> list[dict[str, Tensor]]:
+def advance(stepper: Any, first: int, stop: int) -> list[dict[str, Tensor]]:
     """Runs updates `first` ... `stop - 1` in chunks; returns the sums of the metrics of each chunk."""
+    if not isinstance(stepper, Stepper):
+        first, stop = (-(-count // _UPDATES_PER_ROUND) for count in (first, stop))
+        return [stepper.run(number, 1) for number in range(first, stop)]
     chunk = stepper.noise.chunk
     return [stepper.run(update, min(chunk, stop - update)) for update in range(first, stop, chunk)]
 
 
-def act(method: Algorithm, mode: str, odd: float = 0.0, watch: AbstractContextManager | None = None) -> Tensor:
-    """Actions [R, 64, A] for random observations, the same for every replica; one replica's are moved by `odd`."""
-    device = next(method.parameters()).device
-    seen = torch.randn(_ACTING, method.spec.obs_dim, generator=torch.Generator().manual_seed(1)).to(device)
-    obs = seen.repeat(len(method.seeds), 1, 1)
+def act(method: Method, mode: str, odd: bool = False, watch: AbstractContextManager | None = None) -> Tensor:
+    """Actions [R, 64, A] for random observations, the same for every replica; those of one may be odd."""
+    device = next(iter(method.state_dict().values())).device
+    rng = torch.Generator().manual_seed(1)
+    features = method.spec.features
+    if features is None:
+        seen, moved = torch.randn(_ACTING, method.spec.obs_dim, generator=rng), 3.0
+    else:
+        seen, moved = torch.randint(features.phi.shape[0], (_ACTING, 1), generator=rng), 1
+    obs = seen.to(device).repeat(len(method.seeds), 1, 1)
     if odd:
-        obs[ODD] += odd
+        obs[ODD] = obs[ODD] + moved if features is None else (obs[ODD] + moved) % features.phi.shape[0]
     x = first_obs(method, obs)
     noise = ActNoise(method.seeds, mode, torch.arange(_ACTING, device=device), x.t)
     with torch.no_grad(), watch or nullcontext():
         return method.act(x, noise, mode)
 
 
-class OddRows(Replay):
-    """Gives one replica other rows than those it drew."""
-
-    def gather(self, indices: Tensor) -> Batch:
-        """Rows [R, n], those of replica `ODD` shifted."""
-        indices = indices.clone()
-        indices[ODD] = (indices[ODD] + 7) % self.size
-        return super().gather(indices)
-
-
 @torch.no_grad()
-def disturb(method: Algorithm, change: Callable[[Tensor], Tensor]) -> None:
+def disturb(method: Method, change: Callable[[Tensor], Tensor]) -> None:
     """Changes the floating-point state of one replica, in place."""
     for tensor in method.state_dict().values():
         if tensor.dim() and tensor.is_floating_point():
             tensor[ODD] = change(tensor[ODD])
 
 
-def neighbours(plain: Stepper, disturbed: Stepper, what: str) -> None:
+def neighbours(plain: Any, disturbed: Any, what: str) -> None:
     """Trains both, of which the second has one odd replica, and expects the others to be bit-equal."""
     metrics, odd_metrics = advance(plain, 0, 20), advance(disturbed, 0, 20)
     state, odd_state = snapshot(plain.method), snapshot(disturbed.method)
@@ -124,15 +142,16 @@ def neighbours(plain: Stepper, disturbed: Stepper, what: str) -> None:
 
 
 @torch.no_grad()
-def agreement(many: Algorithm, other: Algorithm) -> str:
+def agreement(many: Method, other: Method) -> str:
     """Expects `other` to be close to the rows of its seeds among `many`: the parameters as a whole, and each action.
 
     Not weight by weight: rounding decides whether a ReLU at zero is open, and Adam moves a weight that has hardly any
-    gradient at the full rate; a few weights differ by more than rounding and change no output.
+    gradient at the full rate; a few weights differ by more than rounding and change no output. A method without
+    parameters is compared by its other numbers.
     """
     rows = [many.seeds.index(seed) for seed in other.seeds]
-    theirs = dict(other.named_parameters())
-    apart = {name: (each[rows] - theirs[name]).norm() for name, each in many.named_parameters()}
+    theirs, ours = _numbers(other), _numbers(many)
+    apart = {name: (each[rows] - theirs[name]).norm() for name, each in ours.items()}
     whole = torch.stack([each.norm() for each in theirs.values()]).norm()
     far = float(torch.stack(list(apart.values())).norm() / whole)
     most = max(apart, key=lambda name: apart[name])
@@ -142,7 +161,13 @@ def agreement(many: Algorithm, other: Algorithm) -> str:
     return f"parameters differ by {far:.1g} of their norm, actions by {moved:.1g}"
 
 
-def ignores_rewards(method: Method, preset: str | None = None) -> bool:
+def _numbers(method: Method) -> dict[str, Tensor]:
+    """Parameters, or the floating state [R, ...] of a method that has none."""
+    found = dict(method.named_parameters())
+    return found or {n: t for n, t in method.state_dict().items() if t.dim() and t.is_floating_point()}
+
+
+def ignores_rewards(method: type[Method], preset: str | None = None) -> bool:
     """Whether the policy comes out the same, to the bit, when every reward changes its sign."""
     data = chain_transitions(good=0.75)
     actions = []

@@ -12,6 +12,7 @@ from torch import Tag, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from offon.algorithms.interface import Algorithm, Design, OnPolicy
 from offon.benchmark.stepper import Stepper
 
 _FREE = {"aten::_unsafe_view", "aten::lift_fresh"}  # run nothing, as views do, though the schema does not say so
@@ -19,6 +20,7 @@ _HOST_METHODS = {  # of Tensor; those that run no operation on a CPU but would w
     *("__array__", "__bool__", "__float__", "__format__", "__index__", "__int__", "__repr__"),
     *("cpu", "item", "numpy", "tolist"),
 }
+_LEARNS = {Algorithm: ("update",), OnPolicy: ("iterate",), Design: ("ask", "tell", "answer")}
 _FROM_HOST = (torch.tensor, torch.as_tensor, torch.from_numpy)
 
 
@@ -85,25 +87,30 @@ class NoRandomDraw(TorchDispatchMode):
 
 
 @contextmanager
-def watched_updates(stepper: Stepper, watch: Callable[[], AbstractContextManager]) -> Iterator[list[Any]]:
-    """Puts each call of `method.update` under a watch of its own and collects what the watches hand out.
+def watched_updates(stepper: Any, watch: Callable[[], AbstractContextManager]) -> Iterator[list[Any]]:
+    """Puts each call of what learns under a watch of its own and collects what the watches hand out.
 
     Batches are gathered outside; noise is drawn outside too, once a chunk has run and its names are known.
     """
     method, seen = stepper.method, []
-    update = method.update
+    names = next(names for kind, names in _LEARNS.items() if isinstance(method, kind))
 
-    def watched(batch, noise) -> dict[str, Tensor]:  # noqa: ANN001
-        with watch() as found:
-            metrics = update(batch, noise)
-        seen.append(found)
-        return metrics
+    def watched(learn: Callable) -> Callable:
+        def call(*arguments: Any) -> Any:
+            with watch() as found:
+                result = learn(*arguments)
+            seen.append(found)
+            return result
 
-    vars(method)["update"] = watched
+        return call
+
+    for name in names:
+        vars(method)[name] = watched(getattr(method, name))
     try:
         yield seen
     finally:
-        del vars(method)["update"]
+        for name in names:
+            del vars(method)[name]
 
 
 def operations_per_update(stepper: Stepper) -> list[Counter[str]]:

@@ -17,6 +17,7 @@ from typing import Any
 from offon.benchmark import device as devices
 from offon.benchmark.claims import Claim
 from offon.benchmark.files import set_aside
+from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.records import find_record, record_path
 from offon.benchmark.runs import Job, read_run
 
@@ -57,9 +58,8 @@ def train_job(job: Job, emit: Emit, should_stop: Callable[[], bool]) -> str:
             emit({"event": "done", "update": updates, "updates": updates, **job.about()})
             return "finished"
         devices.configure(job.device, job.matmul)
-        from offon.benchmark.offline import OfflineTraining
-
-        if OfflineTraining(job, claim, emit).run(should_stop):
+        protocol = PROTOCOLS[job.settings["protocol"]]
+        if getattr(protocol.load(), protocol.training)(job, claim, emit).run(should_stop):
             return "finished"
         emit({"event": "interrupted", **job.about()})
         return "interrupted"

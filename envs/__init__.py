@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -10,11 +11,15 @@ import torch
 
 from offon.envs.base import BatchEnv, EnvError, EnvSpec, StepResult
 
-__all__ = ["ENV_IDS", "BatchEnv", "EnvError", "EnvSpec", "StepResult", "env_spec", "make"]
+__all__ = ["ENV_IDS", "FAMILIES", "BatchEnv", "EnvError", "EnvSpec", "StepResult", "env_spec", "make"]
 
 _SIMULATORS = {
     "neorl2/DMSD": ("offon.envs.dmsd", "DMSD"),
     "neorl2/Pipeline": ("offon.envs.pipeline", "Pipeline"),
+}
+FAMILIES = {  # what stands behind the slash names a member; any horizon of a lock will do
+    "comblock": ("offon.envs.comblock", "CombLock"),
+    "linear-mdp": ("offon.envs.linear_mdp", "LinearMDPEnv"),
 }
 _GYMNASIUM = "gymnasium/"  # any Gymnasium id may follow
 
@@ -22,12 +27,14 @@ ENV_IDS: tuple[str, ...] = tuple(_SIMULATORS)
 
 
 def make(env_id: str, n: int, device: str | torch.device = "cpu", **options: Any) -> BatchEnv:
-    """Make n rows of an environment; `options` are the simulator's own (mass, dtype, horizon, ...)."""
+    """Make n rows of an environment; `options` are the simulator's own (mass, gap, horizon, ...)."""
     if env_id.startswith(_GYMNASIUM):
         from offon.envs.gymnasium_env import GymnasiumEnv
 
         return GymnasiumEnv(env_id.removeprefix(_GYMNASIUM), n, device, **options)
-    return _simulator(env_id)(n, device, **options)
+    family, _, member = env_id.partition("/")
+    simulator = partial(_load(*FAMILIES[family]), member) if family in FAMILIES else _simulator(env_id)
+    return _with_options(simulator, env_id, options, n, device)
 
 
 def env_spec(env_id: str, **options: Any) -> EnvSpec:
@@ -36,13 +43,30 @@ def env_spec(env_id: str, **options: Any) -> EnvSpec:
         from offon.envs.gymnasium_env import gymnasium_spec
 
         return gymnasium_spec(env_id.removeprefix(_GYMNASIUM), **options)
+    family, _, member = env_id.partition("/")
+    if family in FAMILIES:
+        return _with_options(_load(*FAMILIES[family]).describe, env_id, options, member)
     return _simulator(env_id).SPEC
+
+
+def _with_options(make_one: Any, env_id: str, options: dict[str, Any], *arguments: Any) -> Any:
+    """Call with options from a command line; one that is not known is a matter of the user's."""
+    try:
+        return make_one(*arguments, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        wrong = str(error).rpartition("argument ")[2]
+        raise EnvError(f"{env_id} has no option {wrong}, given as dynamics.{wrong.strip(chr(39))}") from error
 
 
 def _simulator(env_id: str) -> Any:
     if env_id not in _SIMULATORS:
         raise EnvError(_unknown(env_id))
-    module, name = _SIMULATORS[env_id]
+    return _load(*_SIMULATORS[env_id])
+
+
+def _load(module: str, name: str) -> Any:
     return getattr(import_module(module), name)
 
 
@@ -55,4 +79,5 @@ def _unknown(env_id: str) -> str:
     near = difflib.get_close_matches(env_id.lower(), known, n=1, cutoff=0.7)
     near = [known[name] for name in near] or [short[name] for name in difflib.get_close_matches(env_id.lower(), short)]
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"no environment {env_id!r}; {hint}There are {', '.join(ENV_IDS)} and {_GYMNASIUM}<any Gymnasium id>"
+    families = ", ".join(f"{family}/<member>" for family in FAMILIES)
+    return f"no environment {env_id!r}; {hint}There are {', '.join(ENV_IDS)}, {families} and {_GYMNASIUM}<any id>"

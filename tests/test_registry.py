@@ -40,7 +40,7 @@ def test_an_unknown_name_gets_the_nearest_one(own_registry, name, hint):
     with pytest.raises(AlgorithmError) as error:
         own_registry.get(name)
     assert f"no algorithm named {name!r}; {hint}" in str(error.value)
-    assert "Known: bc, iql, td3_bc, or a path to a .py file" in str(error.value)
+    assert f"Known: {', '.join(sorted(own_registry.load_all()))}, or a path to a .py file" in str(error.value)
 
 
 def test_a_name_like_no_other_gets_the_list(own_registry):

@@ -75,10 +75,13 @@ def test_the_last_of_two_values_counts():
 
 @pytest.mark.parametrize(("method", "preset"), [(name, p) for name, m in load_all().items() for p in m.PRESETS])
 def test_a_preset_sets_its_fields_and_an_override_beats_it(method, preset):
-    composed = one(f"algorithm={method}/{preset}", "algorithm.batch_size=7")
+    values = load_all()[method].PRESETS[preset]
+    defaults = vars(load_all()[method].Config())
+    other = next(name for name, v in defaults.items() if type(v) is int and name not in values)
+    composed = one(f"algorithm={method}/{preset}", f"algorithm.{other}=7")
     assert composed.label == f"{method}/{preset}"
-    expected = {name: list(v) if isinstance(v, tuple) else v for name, v in composed.method.PRESETS[preset].items()}
-    assert composed.config == composed.config | expected | {"batch_size": 7}
+    expected = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    assert composed.config == composed.config | expected | {other: 7}
 
 
 def test_a_comma_list_with_multirun_is_every_combination():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from offon.benchmark import offline
+from offon.benchmark import offline, training
 from offon.benchmark.evaluator import evaluate
 from offon.benchmark.load import load
 
@@ -112,7 +112,7 @@ def test_a_replica_with_a_non_finite_final_return_fails_alone(train, monkeypatch
         found.returns[1, 0] = np.nan
         return found
 
-    monkeypatch.setattr(offline, "evaluate", with_nan)
+    monkeypatch.setattr(training, "evaluate", with_nan)
     records = train(status=1).by_seed()
     assert records[0].status == "finished"
     assert records[1].result["failure"]["reason"] == "non-finite returns in the final evaluation"

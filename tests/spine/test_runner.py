@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import rich.console
 
-from offon.benchmark import offline, progress
+from offon.benchmark import progress, training
 from offon.benchmark.claims import Claim
 from offon.benchmark.files import to_json
 from offon.benchmark.runner import execute
@@ -41,7 +41,7 @@ def test_a_finished_run_is_not_trained_again(finished, offon):
 def test_one_run_that_fails_does_not_stop_the_next(finished, offon, train, monkeypatch):
     """The first of two runs meets an error that nobody foresaw."""
     folder = finished.twin("two")
-    evaluate, calls = offline.evaluate, []
+    evaluate, calls = training.evaluate, []
 
     def once(*arguments):
         calls.append(1)
@@ -49,7 +49,7 @@ def test_one_run_that_fails_does_not_stop_the_next(finished, offon, train, monke
             raise KeyError("surprise")
         return evaluate(*arguments)
 
-    monkeypatch.setattr(offline, "evaluate", once)
+    monkeypatch.setattr(training, "evaluate", once)
     arguments = [text for text in folder.command if not text.startswith("algorithm=")]
     done = offon(*arguments, "-m", "algorithm=td3_bc,bc")
     assert done.status == 1 and "KeyError: 'surprise'" in done.err and "1 of 2 runs are not finished" in done.err
@@ -121,7 +121,7 @@ def test_the_rich_display_shows_rate_score_and_what_goes_wrong(monkeypatch):
         display.emit({"event": "error", "run_id": "cd", "message": "its worker process died; resume the run"})
     text = shown.getvalue()
     assert "iql own/[red] seeds 0-2" in text and "50%" in text
-    assert "30 upd/s" in text and "score 12.3" in text
+    assert "30 updates/s" in text and "score 12.3" in text
     assert "seed 1 broke" in text and "run cd: its worker process died" in text
 
 

@@ -1,0 +1,69 @@
+"""The protocols: which loop a method trains under, what its progress is counted in, and where its code stands.
+
+Nothing heavy is imported here: listings and leaderboards read these facts too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+class ProtocolError(ValueError):
+    """A method, a task and a protocol do not go together."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One training loop."""
+
+    name: str
+    unit: str  # what progress, curves and `updates` of a record are counted in
+    budget: str  # the option of `offon run` that limits it
+    default_budget: int  # where that option is left at 0
+    eval_episodes: int  # of an evaluation along the way, where the option is left at 0
+    module: str  # under offon.benchmark
+    training: str  # the class in it that makes a run of a job
+
+    def load(self) -> Any:
+        """The module with the loop."""
+        return import_module(f"offon.benchmark.{self.module}")
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("offline", "updates", "updates", 100_000, 10, "offline", "OfflineTraining"),
+        Protocol("on_policy_hybrid", "env steps", "env_steps", 150_000, 30, "on_policy", "OnPolicyTraining"),
+        Protocol("experiment_design", "rounds", "env_steps", 4_000_000, 1, "design", "DesignTraining"),
+    )
+}
+
+
+def choose(asked: str, of_method: Sequence[str], of_task: Sequence[str], label: str, task: str) -> Protocol:
+    """The protocol that was asked for, or else the method's first one that the task allows.
+
+    Args:
+        asked: a name, or "" for the first that fits.
+        of_method: protocols that the method can run under.
+        of_task: protocols that make sense on the task.
+        label: the method's name, for messages.
+        task: the task's name, for messages.
+
+    Raises:
+        ProtocolError: says which go together.
+    """
+    if asked and asked not in PROTOCOLS:
+        raise ProtocolError(f"no protocol {asked!r}; there are {', '.join(PROTOCOLS)}")
+    fitting = [name for name in of_method if name in of_task]
+    if asked and asked in fitting:
+        return PROTOCOLS[asked]
+    if asked or not fitting:
+        wanted = f"under protocol {asked}" if asked else "together"
+        raise ProtocolError(
+            f"{label} and {task} do not run {wanted}: {label} runs under {', '.join(of_method)}, {task} under "
+            f"{', '.join(of_task)}; `offon algorithms` and `offon tasks` list both"
+        )
+    return PROTOCOLS[fitting[0]]
