@@ -61,7 +61,7 @@ class OnPolicyStepper:
         method, env, n = self.method, self.env, self.episodes
         first = torch.full((method.replicas,), iteration * n)
         chosen = seeds.acting_seeds(method.seeds, first, n).to(env.device)
-        obs = env.reset(None, chosen.flatten()).view(method.replicas, n, -1)
+        obs = env.reset(None, chosen.flatten().tolist()).view(method.replicas, n, -1)
         x = first_obs(method, obs)
         alive = torch.ones(method.replicas, n, dtype=torch.bool, device=env.device)
         steps: list[tuple[Tensor, ...]] = []

@@ -98,7 +98,7 @@ class BatchEnv(ABC):
             raise EnvError(f"{self.spec.id}: expected an action of shape {expected}, got {tuple(action.shape)}")
         return action.detach()
 
-    def _row_index(self, rows: Tensor | slice | None, seeds: Sequence[int]) -> Tensor:
+    def _row_index(self, rows: Tensor | slice | None, seeds: Sequence[int] | Tensor) -> Tensor:
         """Return the rows meant as int64 on the host, checked against the seeds."""
         if isinstance(rows, Tensor):
             index = rows.detach().to("cpu")
@@ -110,7 +110,13 @@ class BatchEnv(ABC):
             raise EnvError(f"{self.spec.id}: expected one seed per row, got {len(seeds)} seeds for {len(index)} rows")
         if len(index) and not (0 <= int(index.min()) and int(index.max()) < self.n):
             raise EnvError(f"{self.spec.id}: expected rows in 0..{self.n - 1}, got {index.tolist()}")
-        if wrong := [seed for seed in seeds if not 0 <= seed < MAX_SEED]:
+        if isinstance(seeds, Tensor):
+            if seeds.dtype != torch.int64 or seeds.dim() != 1:
+                raise EnvError(f"expected seeds as an int64 vector, got {seeds.dtype} of shape {tuple(seeds.shape)}")
+            wrong = seeds[(seeds < 0) | (seeds >= MAX_SEED)][:1].tolist()
+        else:
+            wrong = [seed for seed in seeds if not 0 <= seed < MAX_SEED]
+        if wrong:
             raise EnvError(f"{self.spec.id}: expected seeds in 0..{MAX_SEED - 1}, got {wrong[0]}")
         return index
 

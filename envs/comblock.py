@@ -161,12 +161,8 @@ class CombLock(BatchEnv):
 
     def reset(self, rows: Tensor | slice | None, seeds: Sequence[int] | Tensor) -> Tensor:
         """Start the episodes of these seeds in state 0 or 1; seeds may be an int64 vector."""
-        if isinstance(seeds, Tensor):
-            if seeds.dtype != torch.int64 or seeds.dim() != 1:
-                raise EnvError(f"expected seeds as an int64 vector, got {seeds.dtype} of shape {tuple(seeds.shape)}")
-            seeds = seeds.tolist()
         index = self._row_index(rows, seeds).to(self.device)
-        chosen = torch.tensor(list(seeds), dtype=torch.int64, device=self.device)
+        chosen = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
         start = torch.zeros_like(chosen)
         return self.set_episode(chosen, EpisodeStreams(chosen).integers("start", 2, start), start, index)
 

@@ -209,10 +209,9 @@ class LinearMDPEnv(BatchEnv):
 
     def reset(self, rows: Tensor | slice | None, seeds: Sequence[int] | Tensor) -> Tensor:
         """Start the episodes of these seeds."""
-        given = torch.as_tensor(seeds, dtype=torch.int64)
-        index = self._row_index(rows, given)
+        index = self._row_index(rows, seeds).to(self.device)
         self._state[index], self._time[index] = self.mdp.start, 0
-        self._seeds[index] = given.to(self.device)
+        self._seeds[index] = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
         return self._state[index][:, None]
 
     def step(self, action: Tensor) -> StepResult:
