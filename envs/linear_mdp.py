@@ -228,7 +228,7 @@ class LinearMDPEnv(BatchEnv):
         self._state = torch.where(playing, following, self._state)
         self._time = self._time + playing
         return StepResult(
-            obs=self._state[:, None],
+            obs=self._state[:, None].clone(),  # its own: a reset writes into the state
             reward=torch.where(playing, reward, 0.0).float(),
             cost=torch.zeros(self.n, device=self.device),
             terminated=torch.zeros(self.n, dtype=torch.bool, device=self.device),
