@@ -259,3 +259,19 @@ def test_rates_that_differ_per_replica_are_refused():
         Adam([mlp], (1e-3, 1e-4, 1e-5))
     with pytest.raises(TypeError, match="one rate of the average for all replicas"):
         ema_(mlp, mlp, (0.1, 0.2, 0.3))
+
+
+def test_gradients_that_do_not_lie_in_a_row_are_read_right():
+    """The fused kernel ignores strides; autograd hands out views, here columns of one gradient."""
+
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = (torch.nn.Parameter(torch.zeros(2, 3, 1)) for _ in range(2))
+
+    pair = Pair()
+    optimizer = Adam([pair], lr=0.1)
+    slope = torch.tensor([[[1.0, -2.0], [3.0, 4.0], [-5.0, 6.0]], [[-7.0, 8.0], [9.0, -1.0], [2.0, 3.0]]])
+    optimizer.step((torch.cat([pair.left, pair.right], 2) * slope).sum((1, 2)))
+    found = torch.cat([pair.left, pair.right], 2).detach()
+    torch.testing.assert_close(found, -0.1 * slope.sign())
