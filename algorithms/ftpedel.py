@@ -90,7 +90,6 @@ class FTPedel(Design):
             return cls(epsilon=0.5, first_batch=10)
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, float]]] = {"practical": {"c_beta": 0.2}}
-    uses_logged: ClassVar[bool] = True
     config: Config
     policies: Tensor
     reach: Tensor
@@ -132,7 +131,7 @@ class FTPedel(Design):
 
     def recall(self, logged: Episodes | None) -> None:
         """Starts the statistics with the logged data."""
-        if logged is not None and self.uses_logged:
+        if logged is not None:
             self.statistics.add(logged)
 
     def ask(self) -> Tensor:
@@ -250,4 +249,7 @@ class Pedel(FTPedel):
     class Config(FTPedel.Config):
         """FTPedel's settings."""
 
-    uses_logged = False
+    @property
+    def uses_logged(self) -> bool:
+        """No."""
+        return False

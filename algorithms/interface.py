@@ -251,6 +251,11 @@ class Design(Method):
     capturable = False
     dtype = torch.float64
 
+    @property
+    def uses_logged(self) -> bool:
+        """Whether it wants the offline data; without, `recall` gets None, and none are counted as given."""
+        return True
+
     def recall(self, logged: Episodes | None) -> None:
         """Called once, before the first `ask`: the offline data of every replica, if the task has any."""
         raise NotImplementedError

@@ -131,9 +131,10 @@ class _Capped(_ValueIteration):
     PRESETS: ClassVar[Mapping[str, Mapping[str, bool]]] = {"online_only": {"use_logged": False}}
     config: Config
 
-    def recall(self, logged: Episodes | None) -> None:
-        """Starts the counts with the logged data, if they are to be used."""
-        super().recall(logged if self.config.use_logged else None)
+    @property
+    def uses_logged(self) -> bool:
+        """As the setting says."""
+        return self.config.use_logged
 
     def ask(self) -> Tensor:
         """One more episode each, up to the given number."""

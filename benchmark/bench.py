@@ -16,8 +16,8 @@ from offon.benchmark import device, provenance
 from offon.benchmark.bench_contest import BenchError, Contestant, hold
 
 SCHEMA_VERSION = 1
-WHAT = ("train", "evaluate")
-_UNITS = {"train": "seed-updates", "evaluate": "environment steps"}
+WHAT = ("train", "evaluate", "design")
+_UNITS = {"train": "seed-updates", "evaluate": "environment steps", "design": "decisions"}
 _SHOWN = {  # facts of a contestant, with their headings
     "operations": "operations",
     "most_operations": "at most",
@@ -32,7 +32,7 @@ def main(what: str, peers: Mapping[str, str], rounds: int = 5, as_json: bool = F
     """Runs a benchmark and prints a table or one JSON document; progress goes to standard error.
 
     Args:
-        what: "train" or "evaluate".
+        what: "train", "evaluate" or "design".
         peers: for training, name -> path: d3rlpy's interpreter, CORL's checkout.
         rounds: how often each contestant works.
         as_json: print JSON.
@@ -49,15 +49,15 @@ def main(what: str, peers: Mapping[str, str], rounds: int = 5, as_json: bool = F
 
 
 def _contestants(what: str, peers: Mapping[str, str], where: str) -> list[Contestant]:
-    from offon.benchmark import bench_evaluate, bench_train
+    from offon.benchmark import bench_design, bench_evaluate, bench_train
 
     if what == "train":
         return bench_train.contestants(peers, where)
-    if what != "evaluate":
+    if what not in WHAT:
         raise BenchError(f"expected a benchmark among {', '.join(WHAT)}, got {what!r}")
     if peers:
-        raise BenchError(f"expected no --peer for `bench evaluate`, which brings its own references; got {list(peers)}")
-    return bench_evaluate.contestants()
+        raise BenchError(f"expected no --peer for `bench {what}`, which brings its own references; got {list(peers)}")
+    return bench_evaluate.contestants() if what == "evaluate" else bench_design.contestants()
 
 
 def measure(

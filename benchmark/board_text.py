@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from offon.benchmark import samples
 from offon.benchmark.cells import Incident
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def cell_text(column: str, value: Any) -> str:
     """A value as the CSV holds it: four decimals, empty where there is nothing."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if column in COUNTS:
+    if column in COUNTS or column in samples.COUNTS:
         return str(int(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -59,7 +60,7 @@ def csv_text(table: pd.DataFrame) -> str:
     return out.getvalue()
 
 
-def markdown(table: pd.DataFrame, events: Sequence[Incident]) -> str:
+def markdown(table: pd.DataFrame, events: Sequence[Incident], acting: pd.DataFrame | None = None) -> str:
     """The board as one Markdown page: what is not in the numbers first, then a table per task and suite."""
     lines = ["# Leaderboard", "", *_incident_lines(events)]
     for (_, name), rows in _sections(table):
@@ -68,11 +69,32 @@ def markdown(table: pd.DataFrame, events: Sequence[Incident]) -> str:
         rule = ("---" if heading in LEFT else "---:" for heading in headings)
         lines += ["", f"## {_escaped(name)}", "", f"| {' | '.join(headings)} |", f"| {' | '.join(rule)} |"]
         lines += [f"| {' | '.join(_cell(heading, row[heading]) for heading in headings)} |" for row in shown]
-    return "\n".join([*lines, "", "## How to read this", "", READING, ""])
+    reading = [READING]
+    for (_, name), rows in sample_sections(acting):
+        lines += ["", f"## {_escaped(name)}", "", *_sample_table(rows)]
+    if acting is not None and len(acting):
+        reading += ["", samples.READING]
+    return "\n".join([*lines, "", "## How to read this", "", *reading, ""])
 
 
-def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the board to the terminal, one table per task and suite."""
+def sample_sections(acting: pd.DataFrame | None) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    """Rows of what acting cost, by kind and task, with headings."""
+    sections: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in [] if acting is None else acting.to_dict("records"):
+        sections.setdefault((row["kind"], row["task"]), []).append({str(key): value for key, value in row.items()})
+    return [((kind, f"{task}: what acting cost"), rows) for (kind, task), rows in sections.items()]
+
+
+def _sample_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    texts = [samples.shown(row) for row in rows]
+    headings = _filled(list(texts[0]), texts)
+    rule = ("---" if heading in LEFT else "---:" for heading in headings)
+    body = [f"| {' | '.join(_cell(heading, text[heading]) for heading in headings)} |" for text in texts]
+    return [f"| {' | '.join(headings)} |", f"| {' | '.join(rule)} |", *body]
+
+
+def print_table(table: pd.DataFrame, console: Console | None = None, acting: pd.DataFrame | None = None) -> None:
+    """Print the board to the terminal, one table per task and suite, and one of what acting cost per task."""
     from rich.console import Console
     from rich.text import Text
 
@@ -85,6 +107,13 @@ def print_table(table: pd.DataFrame, console: Console | None = None) -> None:
         for row, texts in zip(rows, shown, strict=True):
             style = None if row["status"] == "ranked" else "dim"
             drawn.add_row(*(Text(texts[heading]) for heading in headings), style=style)
+        console.print(drawn)
+    for (_, name), rows in sample_sections(acting):
+        shown = [samples.shown(row) for row in rows]
+        headings = _filled([each for each in shown[0] if console.width >= 110 or each in samples.NARROW], shown)
+        drawn = _terminal_table(name, headings)
+        for texts in shown:
+            drawn.add_row(*(Text(texts[heading]) for heading in headings))
         console.print(drawn)
 
 

@@ -117,7 +117,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("train", "evaluate"))
+    parser.add_argument("what", choices=("train", "evaluate", "design"))
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="e.g. d3rlpy=VENV/bin/python")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--json", action="store_true", help="machine-readable")

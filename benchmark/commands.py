@@ -191,8 +191,10 @@ def evaluate_run(name: str, out: Path, episodes: int, as_json: bool) -> int:
 
 def leaderboard(results: Path, out: Path, check_only: bool) -> int:
     """Writes the leaderboard of a results folder, or checks one against its records."""
+    from offon.benchmark.cells import group_cells
     from offon.benchmark.leaderboard import check_board, print_table, write_board
     from offon.benchmark.records import scan
+    from offon.benchmark.samples import samples
 
     if check_only:
         disagreements = check_board(results, out)
@@ -200,8 +202,9 @@ def leaderboard(results: Path, out: Path, check_only: bool) -> int:
             print(line, file=sys.stderr)
         print(f"{out}: {'agrees with' if not disagreements else 'does not agree with'} the records in {results}")
         return 1 if disagreements else 0
-    table, summary = write_board(scan(results), out)
-    print_table(table)
+    found = scan(results)
+    table, summary = write_board(found, out)
+    print_table(table, acting=samples(group_cells(found)))
     print(summary)
     return 0
 

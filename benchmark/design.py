@@ -39,7 +39,8 @@ class DesignStepper:
 
     def __init__(self, method: Design, mdp: LinearMDP, logged: Episodes | None, most_episodes: int) -> None:
         self.method, self.mdp, self.most_episodes = method, mdp, most_episodes
-        self.logged = 0 if logged is None else logged.action.shape[1]  # offline episodes of each replica
+        logged = logged if method.uses_logged else None
+        self.logged = 0 if logged is None else logged.action.shape[1]  # offline episodes given to each replica
         self.played = torch.zeros(method.replicas, dtype=torch.int64)
         self.frozen = torch.zeros(method.replicas, dtype=torch.bool)  # failed replicas play no more
         self.is_over = False  # nobody asks for more, or nobody may

@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from offon.benchmark import statistics
 from offon.benchmark.cells import Cell
+from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.suites import Contestant
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less yellow
@@ -41,7 +42,7 @@ def looks(cells: Iterable[Cell]) -> dict[str, Look]:
     names = sorted({cell.name for cell in cells})
     return {
         name: Look(
-            _short(name), COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)], MARKERS[i % len(MARKERS)]
+            short(name), COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)], MARKERS[i % len(MARKERS)]
         )
         for i, name in enumerate(names)
     }
@@ -62,8 +63,8 @@ def scores(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: int
     rows = max(len(cells) for cells in tasks.values())
     columns = min(len(tasks), 3 if rows <= 12 else 2)
     longest = max(len(looks[cell.name].label) for cells in tasks.values() for cell in cells)
-    figure, panels = _panels(len(tasks), columns, (3.0 + 0.065 * longest, 1.0 + 0.28 * rows))
-    for axes, (task, cells) in zip(panels, tasks.items(), strict=True):
+    figure, grid = panels(len(tasks), columns, (3.0 + 0.065 * longest, 1.0 + 0.28 * rows))
+    for axes, (task, cells) in zip(grid, tasks.items(), strict=True):
         estimates = {id(cell): statistics.estimate(cell.scores[:, None], statistics.iqm, seed) for cell in cells}
         ordered = sorted(cells, key=lambda cell: (float(estimates[id(cell)].point), cell.name))
         for height, cell in enumerate(ordered):
@@ -78,7 +79,7 @@ def scores(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: int
         _behaviour_line(axes, cells, vertical=True)
         axes.set_yticks(range(len(ordered)), [_label(looks[cell.name], cell.status(min_seeds)) for cell in ordered])
         axes.set_ylim(-0.6, len(ordered) - 0.4)
-        axes.set_title(_short(task))
+        axes.set_title(short(task))
         axes.set_xlabel(_unit(cells))
         axes.grid(axis="x", alpha=0.25)
     _footnote(figure, [cell.status(min_seeds) for cells in tasks.values() for cell in cells])
@@ -87,27 +88,27 @@ def scores(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: int
 
 def curves(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: int) -> Figure:
     """Score against updates, one panel per task."""
-    figure, panels = _panels(len(tasks), min(len(tasks), 3), (4.2, 3.0))
-    for axes, (task, cells) in zip(panels, tasks.items(), strict=True):
+    figure, grid = panels(len(tasks), min(len(tasks), 3), (4.2, 3.0))
+    for axes, (task, cells) in zip(grid, tasks.items(), strict=True):
         for cell in cells:
             updates, curves = cell.curve
             found, look = statistics.curve_estimate(curves, seed), looks[cell.name]
             axes.plot(updates, found.point, look.line, color=look.colour, linewidth=1.5)
             axes.fill_between(updates, found.low, found.high, color=look.colour, alpha=0.15, linewidth=0)
         _behaviour_line(axes, cells, vertical=False)
-        axes.set_title(_short(task))
-        axes.set_xlabel("updates")
+        axes.set_title(short(task))
+        axes.set_xlabel(_progress_unit(cells))
         axes.set_ylabel(_unit(cells))
         axes.grid(alpha=0.25)
-    states = _states((cell for cells in tasks.values() for cell in cells), min_seeds)
-    _legend(figure, looks, states, marker=False, behaviour=_has_behaviour(tasks))
+    states = states_of((cell for cells in tasks.values() for cell in cells), min_seeds)
+    legend(figure, looks, states, marker=False, behaviour=_has_behaviour(tasks))
     return figure
 
 
 def profiles(suites: dict[str, list[Contestant]], looks: Looks, seed: int, min_seeds: int) -> Figure:
     """Share of runs above a score, one panel per suite, or per task where a suite has only that one."""
-    figure, panels = _panels(len(suites), min(len(suites), 3), (4.6, 3.2))
-    for axes, members in zip(panels, suites.values(), strict=True):
+    figure, grid = panels(len(suites), min(len(suites), 3), (4.6, 3.2))
+    for axes, members in zip(grid, suites.values(), strict=True):
         matrices = [_scores(member) for member in members]
         low, high = min(scores.min() for scores in matrices), max(scores.max() for scores in matrices)
         taus = np.linspace(low - 0.03 * (high - low) - 0.5, high + 0.03 * (high - low) + 0.5, 121)
@@ -121,8 +122,8 @@ def profiles(suites: dict[str, list[Contestant]], looks: Looks, seed: int, min_s
         axes.set_ylabel("share of runs above")
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.25)
-    states = _states((member for members in suites.values() for member in members), min_seeds)
-    _legend(figure, looks, states, marker=False)
+    states = states_of((member for members in suites.values() for member in members), min_seeds)
+    legend(figure, looks, states, marker=False)
     return figure
 
 
@@ -130,8 +131,8 @@ def improvement(suites: dict[str, list[Contestant]], looks: Looks, seed: int, mi
     """Probability of improvement of every pair, best first, in the panels of `profiles`."""
     size = max(len(members) for members in suites.values())
     longest = max(len(looks[member.name].label) for members in suites.values() for member in members)
-    figure, panels = _panels(len(suites), 1, (1.6 + 0.75 * size + 0.065 * longest, 0.8 + 0.45 * size + 0.05 * longest))
-    for axes, unordered in zip(panels, suites.values(), strict=True):
+    figure, grid = panels(len(suites), 1, (1.6 + 0.75 * size + 0.065 * longest, 0.8 + 0.45 * size + 0.05 * longest))
+    for axes, unordered in zip(grid, suites.values(), strict=True):
         members = sorted(unordered, key=lambda member: (-float(statistics.iqm(_scores(member))), member.name))
         chance = np.full((len(members), len(members)), np.nan)
         for i in range(len(members)):
@@ -159,8 +160,8 @@ def improvement(suites: dict[str, list[Contestant]], looks: Looks, seed: int, mi
 
 def compute(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: int) -> Figure:
     """Score against CPU seconds per seed, one panel per task."""
-    figure, panels = _panels(len(tasks), min(len(tasks), 3), (4.2, 3.0))
-    for axes, (task, cells) in zip(panels, tasks.items(), strict=True):
+    figure, grid = panels(len(tasks), min(len(tasks), 3), (4.2, 3.0))
+    for axes, (task, cells) in zip(grid, tasks.items(), strict=True):
         for cell in cells:
             look, found = looks[cell.name], statistics.estimate(cell.scores[:, None], statistics.iqm, seed)
             seconds = float(np.median(cpu_seconds(cell)))
@@ -169,15 +170,15 @@ def compute(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: in
             axes.plot(seconds, found.point, look.marker, color=look.colour, markerfacecolor=face, markersize=7)
         _behaviour_line(axes, cells, vertical=False)
         _time_axis(axes, [float(np.median(cpu_seconds(cell))) for cell in cells])
-        axes.set_title(_short(task))
+        axes.set_title(short(task))
         axes.set_ylabel(_unit(cells))
         axes.grid(alpha=0.25)
-    states = _states((cell for cells in tasks.values() for cell in cells), min_seeds)
-    _legend(figure, looks, states, marker=True, behaviour=_has_behaviour(tasks))
+    states = states_of((cell for cells in tasks.values() for cell in cells), min_seeds)
+    legend(figure, looks, states, marker=True, behaviour=_has_behaviour(tasks))
     return figure
 
 
-def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A grid of `count` panels, each of `size` inches."""
     rows = -(-count // columns)
     figure = Figure(figsize=(max(columns * size[0], 4.2), rows * size[1] + 0.3), layout="constrained")
@@ -207,7 +208,7 @@ def _has_behaviour(tasks: Mapping[str, Sequence[Cell]]) -> bool:
     return any(np.isfinite(cell.behaviour_score) for cells in tasks.values() for cell in cells)
 
 
-def _states(drawn: Iterable[Cell | Contestant], min_seeds: int) -> dict[str, str]:
+def states_of(drawn: Iterable[Cell | Contestant], min_seeds: int) -> dict[str, str]:
     """Status by name; an algorithm that is not ranked somewhere is marked in the legend of all panels."""
     states: dict[str, str] = {}
     for item in drawn:
@@ -216,7 +217,7 @@ def _states(drawn: Iterable[Cell | Contestant], min_seeds: int) -> dict[str, str
     return states
 
 
-def _legend(figure: Figure, looks: Looks, states: Mapping[str, str], marker: bool, behaviour: bool = False) -> None:
+def legend(figure: Figure, looks: Looks, states: Mapping[str, str], marker: bool, behaviour: bool = False) -> None:
     """One legend below all panels."""
     handles = []
     for name, state in sorted(states.items()):
@@ -230,11 +231,11 @@ def _legend(figure: Figure, looks: Looks, states: Mapping[str, str], marker: boo
         figure.set_figwidth(max(figure.get_figwidth(), 6.5))
     columns = max(1, int(figure.get_figwidth() / (0.55 + 0.07 * longest)))
     title = UNRANKED if any(state != "ranked" for state in states.values()) else None
-    legend = figure.legend(
+    drawn = figure.legend(
         handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), title=title, title_fontsize=7
     )
     figure.set_figheight(figure.get_figheight() + 0.22 * (-(-len(handles) // columns) + bool(title)))
-    legend.set_in_layout(True)
+    drawn.set_in_layout(True)
 
 
 def _footnote(figure: Figure, states: Iterable[str]) -> None:
@@ -263,7 +264,12 @@ def _scores(contestant: Contestant) -> np.ndarray:
 
 
 def _panel_title(contestant: Contestant) -> str:
-    return ", ".join(filter(None, (_short(contestant.panel), contestant.share)))
+    return ", ".join(filter(None, (short(contestant.panel), contestant.share)))
+
+
+def _progress_unit(cells: Sequence[Cell]) -> str:
+    """What the curves' points are counted in: the unit of the protocol."""
+    return PROTOCOLS[str(cells[0].identity["protocol"]["name"])].unit
 
 
 def _unit(cells: Sequence[Cell]) -> str:
@@ -274,6 +280,7 @@ def _label(look: Look, state: str) -> str:
     return look.label if state == "ranked" else f"{look.label} *"
 
 
-def _short(text: str, most: int = 44) -> str:
+def short(text: str, most: int = 44) -> str:
+    """A text that fits into a figure."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 1]}…"

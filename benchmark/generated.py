@@ -50,12 +50,6 @@ def data_options(dataset: str, given: Mapping[str, Any]) -> Any:
     return chosen(**given)
 
 
-def not_default(dataset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options among `given` that change something."""
-    defaults = asdict(data_options(dataset, {}))
-    return {name: value for name, value in given.items() if value != defaults[name]}
-
-
 def resolved(dataset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The same as plain JSON."""
     return asdict(data_options(dataset, given))

@@ -19,10 +19,11 @@ from offon.benchmark import statistics
 from offon.benchmark.board_text import COUNTS, csv_text, markdown, print_table, summary
 from offon.benchmark.cells import MIN_SEEDS, PUBLISHED_SEEDS, Cell, LeaderboardError, group_cells, incidents
 from offon.benchmark.files import write_bytes
-from offon.benchmark.page import page, row_texts, rows_of_page
+from offon.benchmark.page import page, row_texts, rows_of_page, sample_rows
 from offon.benchmark.plots import PLOT_NAMES, draw_board
 from offon.benchmark.published import published_rows
 from offon.benchmark.records import Scan, scan
+from offon.benchmark.samples import samples
 from offon.benchmark.suites import Contestant, contestants
 
 __all__ = ["COLUMNS", "LeaderboardError", "build_table", "check_board", "print_table", "write_board"]
@@ -57,12 +58,17 @@ def write_board(scan: Scan, out_dir: Path, seed: int = 0, min_seeds: int = MIN_S
         min_seeds: fewer finished seeds than this are shown but not ranked.
     """
     cells, table = _cells_and_table(scan, seed, min_seeds)
+    acting = samples(cells, seed, min_seeds)
     events = incidents(cells, scan)
     plots = draw_board(cells, contestants(cells), seed, min_seeds)
-    files = {"leaderboard.csv": csv_text(table).encode(), "leaderboard.md": markdown(table, events).encode()}
+    files = {"leaderboard.csv": csv_text(table).encode(), "leaderboard.md": markdown(table, events, acting).encode()}
+    if len(acting):
+        files["samples.csv"] = csv_text(acting).encode()
+    else:
+        (out_dir / "samples.csv").unlink(missing_ok=True)
     for plot in plots:
         files |= {f"plots/{plot.name}.png": plot.png, f"plots/{plot.name}.svg": plot.svg}
-    files["index.html"] = page(table, cells, events, plots).encode()
+    files["index.html"] = page(table, cells, events, plots, acting).encode()
     for stale in PLOT_NAMES:  # a plot of an earlier board that these records cannot draw must not stay behind
         for suffix in ("png", "svg"):
             if f"plots/{stale}.{suffix}" not in files:
@@ -76,7 +82,11 @@ def check_board(out_runs: Path, board_dir: Path, seed: int = 0, min_seeds: int =
     """Disagreements between records, CSV, Markdown and page of a board; empty if all agree."""
     records = scan(out_runs)
     cells, table = _cells_and_table(records, seed, min_seeds)
-    expected = {"leaderboard.csv": csv_text(table), "leaderboard.md": markdown(table, incidents(cells, records))}
+    acting = samples(cells, seed, min_seeds)
+    events = incidents(cells, records)
+    expected = {"leaderboard.csv": csv_text(table), "leaderboard.md": markdown(table, events, acting)}
+    if len(acting):
+        expected["samples.csv"] = csv_text(acting)
     names = [*expected, "index.html"]
     problems = [f"{name}: expected in {board_dir}, not found" for name in names if not (board_dir / name).is_file()]
     if problems:
@@ -86,6 +96,7 @@ def check_board(out_runs: Path, board_dir: Path, seed: int = 0, min_seeds: int =
         *(problem for name, text in expected.items() for problem in _first_difference(name, text, found[name])),
         *_page_against_csv(found["index.html"], found["leaderboard.csv"]),
         *_page_against_table(found["index.html"], table),
+        *_page_against_samples(found["index.html"], acting),
     ]
 
 
@@ -110,6 +121,15 @@ def _page_against_table(page_text: str, table: pd.DataFrame) -> list[str]:
     ]
 
 
+def _page_against_samples(page_text: str, acting: pd.DataFrame) -> list[str]:
+    rows = zip(acting["task"], acting["algorithm"], sample_rows(acting), strict=True)
+    return [
+        f"index.html: {task}, {algorithm}: what acting cost is not what the records say; write the board again"
+        for task, algorithm, text in rows
+        if text not in page_text
+    ]
+
+
 def _cells_and_table(scan: Scan, seed: int, min_seeds: int) -> tuple[list[Cell], pd.DataFrame]:
     cells = group_cells(scan)
     if not cells:
@@ -122,12 +142,15 @@ def _cells_and_table(scan: Scan, seed: int, min_seeds: int) -> tuple[list[Cell],
 
 
 def _unequal_budgets(cells: Iterable[Cell]) -> dict[str, str]:
-    """Updates of each cell, for the tasks on which not all cells trained equally long."""
+    """Updates or environment steps of each cell, for the tasks on which not all cells trained equally long."""
     tasks: dict[str, dict[str, str]] = {}
     for cell in cells:
-        updates = (cell.identity.get("protocol") or {}).get("updates") or {}
-        budget = " + ".join(f"{count:,} {phase}" for phase, count in updates.items())
-        tasks.setdefault(cell.task, {})[cell.cell_id] = f"{budget} updates"
+        protocol = cell.identity.get("protocol") or {}
+        updates = protocol.get("updates") or {}
+        budget = " + ".join(f"{count:,} {phase}" for phase, count in updates.items()) + " updates"
+        if "env_steps" in protocol:
+            budget = f"{protocol['env_steps']:,} env steps"
+        tasks.setdefault(cell.task, {})[cell.cell_id] = budget
     return {cell_id: text for task in tasks.values() if len(set(task.values())) > 1 for cell_id, text in task.items()}
 
 

@@ -14,7 +14,9 @@ def setting(identity: Mapping[str, Any]) -> dict[str, str]:
     data = identity.get("data") or {}
     own = {key: identity["task"][key] for key in ("score_min", "score_max") if key in identity["task"]}
     task = {"version": identity["task"].get("version")} | own  # only own tasks carry their references
-    where = {"env": identity.get("env"), "data": {key: data.get(key) for key in ("name", "sha256")}}
+    # generated data are named by what was asked for; a hash would say the same and tell nobody anything
+    known = {key: data.get(key) for key in ("name", "sha256")} if "options" not in data else data["options"]
+    where = {"env": identity.get("env"), "data": known}
     return _flat(task | where) | suite_setting(identity)
 
 

@@ -15,7 +15,7 @@ from offon.benchmark import seeds as seed_ranges
 from offon.benchmark.builder import Finite, Loaded, load_data, rules, to_config, try_out
 from offon.benchmark.config import Composed, ConfigError, plugin_path, seed_list
 from offon.benchmark.files import set_aside
-from offon.benchmark.generated import is_generated, not_default, resolved
+from offon.benchmark.generated import is_generated, resolved
 from offon.benchmark.options import RunOptions
 from offon.benchmark.protocols import PROTOCOLS, Protocol, choose
 from offon.benchmark.records import RecordError, UnknownSchemaError, identity, read_record, record_path
@@ -164,7 +164,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
     if options.dataset:
         transformed = {**transformed, "name": task.name}
     if is_generated(task.dataset):
-        transformed = {**transformed, "options": not_default(task.dataset, options.data)}
+        transformed = {**transformed, "options": data["options"]}
     data["sha256"] = loaded.identity.sha256
     data["identity"] = transformed
     settings = {**_budget(protocol, options), "env_options": env_options}

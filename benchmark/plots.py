@@ -14,17 +14,22 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from offon.benchmark import figures
+from offon.benchmark import figures, samples_figures
 from offon.benchmark.cells import MIN_SEEDS, Cell
 from offon.benchmark.suites import Contestant
 
-PLOT_NAMES = ("scores", "curves", "profiles", "improvement", "compute")
+SCORE_PLOTS = ("scores", "curves", "profiles", "improvement", "compute")
+PLOT_NAMES = (*SCORE_PLOTS, "success", "certificates", "coverage", "separation")
 TITLES = {
     "scores": "Scores",
     "curves": "Learning curves",
     "profiles": "Performance profiles",
     "improvement": "Probability of improvement",
     "compute": "Score against compute",
+    "success": "Success against environment steps",
+    "certificates": "Certified tolerance against online episodes",
+    "coverage": "Episodes saved by logged data",
+    "separation": "Online episodes against the tolerance asked for",
 }
 CAPTIONS = {
     "scores": "Large: IQM of the last checkpoint with its 95 % interval; small: every seed; line: the policy that "
@@ -36,6 +41,14 @@ CAPTIONS = {
     "interval. Bold: the interval leaves out 0.5.",
     "compute": "IQM with its 95 % interval against the median CPU seconds per seed, training and evaluation together, "
     "on the machines that ran it.",
+    "success": "Faint: mean over seeds of the share of solved episodes at each evaluation; bold: its running mean over "
+    "50 evaluations, with the 95 % band of its IQM; a task counts as solved above the dashed line.",
+    "certificates": "Bold: median over seeds of the tolerance that a method has certified; thin: mean exact "
+    f"sub-optimality of what it would answer (drawn at {samples_figures.FLOOR:g} where smaller). Slopes are fitted to "
+    f"the points at which a tolerance was certified; at most {samples_figures.MOST_PANELS} tasks are shown.",
+    "coverage": "Mean online episodes until a method stopped, with 95 % intervals; logged episodes are not counted.",
+    "separation": "Mean online episodes with 95 % intervals, for runs that differ in the tolerance asked for (and "
+    "whatever else was moved with it). Hollow: without logged data.",
 }
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "offon",  # the ids inside an SVG are random without it
@@ -66,7 +79,8 @@ def draw_board(
     """Every plot for which the records hold anything, in the order of `PLOT_NAMES`."""
     looks = figures.looks(cells)
     scored = _grouped([cell for cell in cells if cell.scores.size], "task")
-    curves = _grouped([cell for cell in cells if cell.curve[1].shape[1] > 1], "task")
+    acting = [cell for cell in cells if not samples_figures.is_design(cell)]  # rounds of designs are not comparable
+    curves = _grouped([cell for cell in acting if cell.curve[1].shape[1] > 1], "task")
     timed = _grouped([cell for cell in cells if cell.scores.size and figures.cpu_seconds(cell).size], "task")
     whole = _grouped([contestant for contestant in suites if contestant.scores is not None], "panel")
     pairs = {panel: members for panel, members in whole.items() if len(members) > 1}
@@ -76,6 +90,10 @@ def draw_board(
         "profiles": (whole, figures.profiles),
         "improvement": (pairs, figures.improvement),
         "compute": (timed, figures.compute),
+        "success": (_grouped(list(filter(samples_figures.is_lock, cells)), "task"), samples_figures.success),
+        "certificates": (samples_figures.certificate_groups(cells), samples_figures.certificates),
+        "coverage": (samples_figures.coverage_groups(cells), samples_figures.coverage),
+        "separation": (samples_figures.separation_groups(cells), samples_figures.separation),
     }
     with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
         return [

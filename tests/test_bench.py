@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from offon import envs
-from offon.benchmark import bench, bench_contest, bench_evaluate, bench_peers, bench_train
+from offon.benchmark import bench, bench_contest, bench_design, bench_evaluate, bench_peers, bench_train
 from offon.benchmark.bench_contest import BenchError, Contestant, hold
 from offon.benchmark.bench_reference import single_env
 
@@ -190,7 +190,7 @@ def test_a_peer_that_is_not_there_is_refused(peers, message):
 
 
 def test_a_benchmark_that_does_not_exist_and_a_peer_without_use_are_refused():
-    with pytest.raises(BenchError, match="expected a benchmark among train, evaluate, got 'sing'"):
+    with pytest.raises(BenchError, match="expected a benchmark among train, evaluate, design, got 'sing'"):
         bench.main("sing", {})
     with pytest.raises(BenchError, match="expected no --peer"):
         bench.main("evaluate", {"corl": "x"})
@@ -241,3 +241,20 @@ def test_a_tiny_benchmark_prints_a_table_or_json(monkeypatch, capsys, as_json):
     assert document["results"][1]["ratios"]["other"].keys() == {"median", "low", "high"}
     assert document["results"][2]["facts"]["host_sync"] is None
     assert all(len(each["rates"]) == 2 and min(each["rates"]) > 0 for each in document["results"])
+
+
+def test_the_loop_over_policies_decides_as_the_batched_search_does():
+    method = bench_design.prepared(3)
+    assert method.ask().min() == 20 and method.step.tolist() == [0, 0, 0]
+    alone = bench_design.prepared(1)
+    loop = bench_design.Loop(alone)
+    np.testing.assert_allclose(loop.plan(), method.plan[0].numpy(), atol=1e-9)
+    for later in (1, 2):
+        for each in (method, alone):
+            each.step.fill_(later)
+            each.pending.zero_()
+            each.epoch.fill_(3)
+            each.ask()
+        assert method.step.tolist() == [later] * 3
+        loop.step = later
+        np.testing.assert_allclose(loop.plan(), method.plan[0].numpy(), atol=1e-9)

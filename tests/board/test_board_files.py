@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from offon.benchmark.leaderboard import check_board, write_board
-from offon.benchmark.plots import PLOT_NAMES
+from offon.benchmark.plots import SCORE_PLOTS
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_a_fresh_board_agrees_with_its_records(board):
 
 def test_a_board_is_written_whole_and_leaves_no_temporary_files(board):
     names = {str(path.relative_to(board[1])) for path in board[1].rglob("*") if path.is_file()}
-    plots = {f"plots/{name}.{suffix}" for name in PLOT_NAMES for suffix in ("png", "svg")}
+    plots = {f"plots/{name}.{suffix}" for name in SCORE_PLOTS for suffix in ("png", "svg")}
     assert names == plots | {"leaderboard.csv", "leaderboard.md", "index.html"}
 
 

@@ -12,7 +12,7 @@ from offon.benchmark.cells import group_cells, incidents
 from offon.benchmark.figures import COLOURS, cpu_seconds, improvement, looks, profiles
 from offon.benchmark.leaderboard import build_table
 from offon.benchmark.page import page, rows_of_page
-from offon.benchmark.plots import PLOT_NAMES, draw_board
+from offon.benchmark.plots import SCORE_PLOTS, draw_board
 from offon.benchmark.suites import contestants
 
 EVIL = '<script>alert("x")</script>"\'><img src=x onerror=alert(1)> $\\frac{x}$'
@@ -48,7 +48,7 @@ class Tags(HTMLParser):
 
 @pytest.mark.slow
 def test_a_full_board_draws_every_plot(plots):
-    assert [plot.name for plot in plots] == list(PLOT_NAMES)
+    assert [plot.name for plot in plots] == list(SCORE_PLOTS)
     assert all(plot.png.startswith(b"\x89PNG") and b"<svg" in plot.svg for plot in plots)
 
 

@@ -37,7 +37,7 @@ def test_a_record_holds_the_exact_value_and_what_it_cost(run):
     for seed, record in folder.by_seed().items():
         summary = record.summary
         assert record.cell["protocol"] == {"name": "experiment_design", "env_steps": 4_000_000}
-        assert record.cell["data"]["options"] == {"per_arm": 30} and summary["logged_episodes"] == 120
+        assert record.cell["data"]["options"]["per_arm"] == 30 and summary["logged_episodes"] == 120
         assert record.returns.tolist() == pytest.approx([mdp.optimal_value() - summary["suboptimality"]])
         assert summary["env_steps"] == 2 * summary["online_episodes"] > 0
         assert summary["stopped_itself"] and summary["certified_epsilon"] <= 0.5
