@@ -64,6 +64,17 @@ class Rows:
     n: int
     columns: tuple[str, ...] = ()  # more than the usual six: "cost", "next_action", "mc_return"
     per_step: bool = False
+    of: str = "offline"  # offline: logged rows; online: what the replica itself has played
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How acting and learning take turns where a method acts while it learns; counted per replica."""
+
+    updates_per_step: int = 1  # calls of `update` after each environment step
+    random_steps: int = 0  # first steps, with uniform actions
+    warmup_steps: int = 0  # first steps, without updates
+    capacity: int = 1_000_000  # own rows kept; then the oldest are overwritten
 
 
 @dataclass
@@ -190,6 +201,10 @@ class Algorithm(Method):
     def sources(self, phase: str) -> dict[str, Rows]:
         """The minibatches that one update needs."""
         return {"data": Rows(self.config.batch_size)}
+
+    def plan(self, phase: str) -> Plan:
+        """How acting and learning take turns, in phases in which the method acts."""
+        return Plan()
 
     def update(self, batch: dict[str, Batch], noise: Noise) -> dict[str, Tensor]:
         """One update, in place. Returns metrics, tensors [R], with the same keys at every call.

@@ -20,7 +20,9 @@ def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generato
         return weight.uniform_(-bound, bound, generator=generator)
     if init == "orthogonal":  # gain sqrt(2) in every layer, biases zero
         return torch.nn.init.orthogonal_(weight, math.sqrt(2.0), generator=generator)
-    raise ValueError(f"expected init 'torch' or 'orthogonal', got {init!r}")
+    if init == "xavier":  # Glorot and Bengio's uniform, gain 1, biases zero
+        return torch.nn.init.xavier_uniform_(weight, generator=generator)
+    raise ValueError(f"expected init 'torch', 'orthogonal' or 'xavier', got {init!r}")
 
 
 def _init_bias(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
@@ -43,7 +45,8 @@ class MLP(torch.nn.Module):
         ensemble: number of members E, each with its own initial weights; None for a plain net.
         layer_norm: LayerNorm after each hidden linear layer, before the ReLU.
         dropout: rate after each hidden ReLU; applied only where `noise` is passed to `forward`.
-        init: "torch" (torch.nn.Linear's default) or "orthogonal" (gain sqrt(2), zero bias, every layer).
+        init: "torch" (torch.nn.Linear's default), "orthogonal" (gain sqrt(2)) or "xavier" (uniform, gain 1), the last
+            two with zero biases, in every layer.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class Adam(torch.nn.Module):
         cosine_updates: if given, the rate falls from `lr` to 0 along half a cosine over that many updates (and stays
             at 0); update 1 runs at `lr`.
         max_grad_norm: per-replica limit on the global gradient norm.
+        beta1: decay of the first moment.
     """
 
     count: Tensor
@@ -160,8 +164,10 @@ class Adam(torch.nn.Module):
         eps: float = 1e-8,
         cosine_updates: int | None = None,
         max_grad_norm: float | None = None,
+        beta1: float = 0.9,
     ) -> None:
         super().__init__()
+        self.beta1 = beta1
         if not isinstance(lr, int | float):
             raise TypeError(f"expected one learning rate for all replicas, got {lr!r}: sweep it with a comma list")
         self.lr, self.eps, self.cosine_updates, self.max_grad_norm = float(lr), eps, cosine_updates, max_grad_norm
@@ -194,7 +200,7 @@ class Adam(torch.nn.Module):
                 [],
                 [self.count] * count,
                 lr=lr,
-                beta1=0.9,
+                beta1=self.beta1,
                 beta2=0.999,
                 weight_decay=0.0,
                 eps=self.eps,

@@ -16,7 +16,7 @@ from offon.algorithms.interface import Method
 
 ENTRY_POINTS = "offon.algorithms"
 PROTOCOLS = ("offline", "hybrid", "on_policy_hybrid", "experiment_design")
-_PACKAGE_FILES = ("bc", "td3_bc", "iql", "hnpg", "hyq", "ftpedel", "lsvi")
+_PACKAGE_FILES = ("bc", "td3_bc", "iql", "hnpg", "hyq", "ftpedel", "lsvi", "rlpd")
 _METHODS: dict[str, type[Method]] = {}
 _FILES: dict[str, str] = {}  # method name -> sha256 of the file that defines it, for files outside the package
 _M = TypeVar("_M", bound=type[Method])

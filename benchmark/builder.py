@@ -238,7 +238,8 @@ def try_out(job: Job, data: Loaded | Finite, replicas: list[Replica]) -> None:
         method = build_method(job, data)
         if isinstance(data, Loaded):
             method.prepare(data.train)
-        metrics = PROTOCOLS[job.settings["protocol"]].load().make_stepper(job, method, data, "cpu").run(0, 1)
+        stepper = PROTOCOLS[job.settings["protocol"]].load().make_stepper(job, method, data, "cpu")
+        metrics = stepper.run(stepper.first_update, 1)
         if not metrics:
             raise ValueError("update returned no metric; return at least one [R], such as the loss of each replica")
     except Exception as error:  # a plug-in may raise anything

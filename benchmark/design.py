@@ -37,6 +37,8 @@ class DesignStepper:
         most_episodes: per replica; who asks for more gets what is left.
     """
 
+    first_update = 0  # the first count at which `run` learns
+
     def __init__(self, method: Design, mdp: LinearMDP, logged: Episodes | None, most_episodes: int) -> None:
         self.method, self.mdp, self.most_episodes = method, mdp, most_episodes
         logged = logged if method.uses_logged else None

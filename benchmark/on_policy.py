@@ -18,7 +18,7 @@ from offon.algorithms.noise import ActNoise, Noise
 from offon.benchmark import seeds
 from offon.benchmark.builder import Loaded, replay_for
 from offon.benchmark.evaluator import Evaluation, Policy, first_obs
-from offon.benchmark.progress_metrics import solved_at, success_share
+from offon.benchmark.progress_metrics import success_facts, success_share
 from offon.benchmark.replay import Replay
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import snapshot
@@ -29,6 +29,8 @@ PHASE = "on_policy_hybrid"
 
 class OnPolicyStepper:
     """Runs iterations: a roll-out of whole episodes, logged rows, and the method's `iterate`."""
+
+    first_update = 0  # the first count at which `run` learns
 
     def __init__(self, method: OnPolicy, policy: Policy, env: envs.BatchEnv, replay: Replay | None) -> None:
         self.method, self.policy, self.env, self.replay = method, policy, env, replay
@@ -135,11 +137,7 @@ class OnPolicyTraining(Training):
     def _summary(self, index: int, final: Evaluation | None) -> dict[str, Any]:
         summary: dict[str, Any] = {"env_steps": self.done}
         if self._success_return is not None and final is not None and self._by_mean is not None:
-            played = [returns[index] for returns in self.curves.eval_returns]
-            summary |= {
-                "success_return": self._success_return,
-                "success": success_share(final.returns[index], self._success_return),
-                "success_of_mean_action": success_share(self._by_mean.returns[index], self._success_return),
-                "solved_at": solved_at(self.curves.eval_updates, played, self._success_return),
-            }
+            curves, mark = self.curves, self._success_return
+            summary |= success_facts(index, final.returns, curves.eval_updates, curves.eval_returns, mark)
+            summary["success_of_mean_action"] = success_share(self._by_mean.returns[index], mark)
         return summary

@@ -205,14 +205,14 @@ def protocols_of(spec: envs.EnvSpec | None) -> tuple[str, ...]:
 def _budget(protocol: Protocol, options: RunOptions) -> dict[str, Any]:
     """The part of a job's settings that says how long it goes on and how often it is evaluated."""
     if protocol.budget == "updates":
-        budget, every = options.updates, options.eval_every or max(1, options.updates // 20)
+        budget = options.updates
     else:
-        budget, every = options.env_steps or protocol.default_budget, options.eval_every or 1
+        budget = options.env_steps or protocol.default_budget
     exact = protocol.name == "experiment_design"  # values are computed, not estimated from episodes
     return {
         "protocol": protocol.name,
         "updates": budget,
-        "eval_every": every,
+        "eval_every": options.eval_every or protocol.eval_every or max(1, budget // 20),
         "eval_episodes": 1 if exact else options.eval_episodes or protocol.eval_episodes,
         "final_episodes": 1 if exact else options.final_episodes,
     }

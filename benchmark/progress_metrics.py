@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,3 +35,22 @@ def solved_at(at: Sequence[int], returns: Sequence[np.ndarray], success_return: 
     """
     above = np.flatnonzero(running_success(returns, success_return) > SOLVED)
     return int(at[above[0]]) if len(above) else None
+
+
+def success_facts(
+    index: int, final: np.ndarray, at: Sequence[int], played: Sequence[np.ndarray], success_return: float
+) -> dict[str, Any]:
+    """What a record says of success: the mark, the share of the final episodes, and when the task was solved.
+
+    Args:
+        index: the replica.
+        final: returns [R, E] of the final episodes.
+        at: progress at each evaluation.
+        played: returns [R, E] of each evaluation.
+        success_return: return from which an episode counts as solved.
+    """
+    return {
+        "success_return": success_return,
+        "success": success_share(final[index], success_return),
+        "solved_at": solved_at(at, [returns[index] for returns in played], success_return),
+    }

@@ -23,6 +23,7 @@ class Protocol:
     unit: str  # what progress, curves and `updates` of a record are counted in
     budget: str  # the option of `offon run` that limits it
     default_budget: int  # where that option is left at 0
+    eval_every: int  # between evaluations, where the option is left at 0; 0: a twentieth of the budget
     eval_episodes: int  # of an evaluation along the way, where the option is left at 0
     module: str  # under offon.benchmark
     training: str  # the class in it that makes a run of a job
@@ -35,9 +36,10 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("offline", "updates", "updates", 100_000, 10, "offline", "OfflineTraining"),
-        Protocol("on_policy_hybrid", "env steps", "env_steps", 150_000, 30, "on_policy", "OnPolicyTraining"),
-        Protocol("experiment_design", "rounds", "env_steps", 4_000_000, 1, "design", "DesignTraining"),
+        Protocol("offline", "updates", "updates", 100_000, 0, 10, "offline", "OfflineTraining"),
+        Protocol("hybrid", "env steps", "env_steps", 150_000, 1000, 10, "hybrid", "HybridTraining"),
+        Protocol("on_policy_hybrid", "env steps", "env_steps", 150_000, 1, 30, "on_policy", "OnPolicyTraining"),
+        Protocol("experiment_design", "rounds", "env_steps", 4_000_000, 1, 1, "design", "DesignTraining"),
     )
 }
 

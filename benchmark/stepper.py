@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from offon.algorithms.interface import Algorithm
-from offon.algorithms.noise import Noise
+from offon.algorithms.interface import Algorithm, Rows
+from offon.algorithms.noise import CHUNK, Noise
+from offon.benchmark.growing_replay import GrowingReplay
 from offon.benchmark.replay import Replay
+from offon.datasets.transitions import Batch
 
 
 def snapshot(method: torch.nn.Module) -> dict[str, Tensor]:
@@ -30,11 +32,31 @@ def restore(method: torch.nn.Module, state: dict[str, Tensor]) -> None:
 
 
 class Stepper:
-    """Runs updates in chunks; the numbers of a run do not depend on where chunks are cut."""
+    """Runs updates in chunks; the numbers of a run do not depend on where chunks are cut.
 
-    def __init__(self, method: Algorithm, replay: Replay, phase: str, device: str) -> None:
+    Args:
+        method: on its device.
+        replay: logged rows.
+        phase: of the protocol.
+        device: where it trains.
+        online: rows that the replicas have played, for methods that ask for them.
+        chunk: updates whose noise is drawn together.
+    """
+
+    first_update = 0  # the first count at which `run` learns
+
+    def __init__(
+        self,
+        method: Algorithm,
+        replay: Replay,
+        phase: str,
+        device: str,
+        online: GrowingReplay | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
         self.method, self.replay, self.device = method, replay, torch.device(device)
-        self.noise = Noise(method.seeds, phase, device)
+        self.online = online
+        self.noise = Noise(method.seeds, phase, device, chunk)
         self._sources = method.sources(phase)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._graph_metrics: dict[str, Tensor] = {}
@@ -62,10 +84,17 @@ class Stepper:
         seen: dict[str, list[Tensor]] = {}
         for slot in range(count):
             self.noise.begin_update(slot)
-            batch = {name: self.replay.draw(name, rows, self.noise) for name, rows in self._sources.items()}
+            batch = {name: self._draw(name, rows) for name, rows in self._sources.items()}
             for name, value in self.method.update(batch, self.noise).items():
                 seen.setdefault(name, []).append(value)
         return {name: torch.stack(values).sum(0) for name, values in seen.items()}
+
+    def _draw(self, name: str, rows: Rows) -> Batch:
+        if rows.of == "offline":
+            return self.replay.draw(name, rows, self.noise)
+        if self.online is None:
+            raise ValueError(f"rows {name!r} of what was played were asked for, but under this protocol nobody plays")
+        return self.online.draw(name, rows, self.noise)
 
     def _capture(self, first_update: int) -> None:
         """Records one chunk; a capture itself runs nothing.

@@ -15,6 +15,7 @@ from torch import Tensor
 from offon.algorithms.interface import Algorithm, Design, Method, OnPolicy, Spec
 from offon.algorithms.noise import ActNoise
 from offon.benchmark.evaluator import first_obs
+from offon.benchmark.growing_replay import GrowingReplay
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.stepper import Stepper, snapshot
 from offon.benchmark.synthetic import chain_transitions, random_transitions
@@ -26,7 +27,6 @@ from offon.datasets.transitions import Transitions
 SEEDS = (0, 1, 2, 3)  # four replicas: a number that is no width, batch size or ensemble size of a tiny method
 ODD = 2  # the replica that is disturbed
 OTHERS = [index for index in range(len(SEEDS)) if index != ODD]
-_PHASE = "offline"
 _CLOSE = 1e-4
 _ACTING = 64  # rows per replica when acting, as in evaluation
 _UPDATES_PER_ROUND = 10  # a round of a method that acts is worth so many updates: it holds a roll-out and many steps
@@ -68,20 +68,28 @@ def start(
     if issubclass(method, Design):
         return design_trial(method, config, seeds, ODD if odd else None)
     assert issubclass(method, Algorithm)
+    phase = method.protocols[0]
     train = transforms.transform_reward(data or random_transitions(), config.reward)
     if config.normalize_obs:
         train = transforms.normalize_obs(train)
     length = int(train.episode_lengths().max())
-    spec = Spec(train.obs_dim, train.act_dim, length, updates={_PHASE: updates}, stats=train.stats())
+    spec = Spec(train.obs_dim, train.act_dim, length, updates={phase: updates}, stats=train.stats())
     built = method(spec, config, seeds)
     built.prepare(train)
-    built.to(device).begin(_PHASE)
+    built.to(device).begin(phase)
     replay = (OddRows if odd else Replay)(
-        train, columns_of(built.sources(_PHASE)), device, getattr(config, "discount", None)
+        train, columns_of(built.sources(phase)), device, getattr(config, "discount", None)
     )
     if isinstance(replay, OddRows):
         replay.odd = ODD
-    return Stepper(built, replay, _PHASE, device)
+    return Stepper(built, replay, phase, device, _played(replay, len(seeds), device))
+
+
+def _played(replay: Replay, replicas: int, device: str) -> GrowingReplay:
+    """The same rows once more, as if every replica had played them."""
+    online = GrowingReplay(replicas, replay.size, replay.layout, device)
+    online.set_state({"rows": replay.rows.expand(replicas, -1, -1), "added": torch.tensor(replay.size)})
+    return online
 
 
 def advance(stepper: Any, first: int, stop: int) -> list[dict[str, Tensor]]:

@@ -1,0 +1,60 @@
+"""Growing replay: what R replicas have played so far, as packed rows on the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from offon.algorithms.interface import Rows
+from offon.algorithms.noise import Noise
+from offon.datasets.transitions import Batch
+
+
+class GrowingReplay:
+    """Rows [R, capacity, W], laid out like the logged ones; all replicas hold equally many.
+
+    Memory is taken once and addresses never change; the number of rows is a tensor, so captured updates see it grow.
+    When it is full the oldest rows are overwritten.
+
+    Args:
+        replicas: R.
+        capacity: rows kept per replica.
+        layout: of the logged rows, so that batches of both have the same columns.
+        device: where it lives.
+    """
+
+    def __init__(self, replicas: int, capacity: int, layout: Mapping[str, slice], device: torch.device | str) -> None:
+        self.layout, self.capacity = dict(layout), capacity
+        width = max(where.stop for where in layout.values())
+        self.rows = torch.zeros(replicas, capacity, width, device=device)
+        self.size = torch.zeros((), dtype=torch.int64, device=device)  # rows held
+        self.added = 0  # rows ever added
+        self._first = torch.arange(replicas, device=device)[:, None] * capacity
+
+    def add(self, columns: Mapping[str, Tensor]) -> None:
+        """One row of every replica: columns [R, ...], those of the layout."""
+        place = self.added % self.capacity
+        for name, where in self.layout.items():
+            self.rows[:, place, where] = columns[name].reshape(len(self.rows), -1).to(self.rows)
+        self.added += 1
+        self.size.fill_(min(self.added, self.capacity))
+
+    def draw(self, name: str, rows: Rows, noise: Noise) -> Batch:
+        """A minibatch [R, n, ...], uniform with replacement over what is held."""
+        indices = self._first + noise.integers(f"rows/{name}", self.size, rows.n)
+        found = self.rows.flatten(0, 1).index_select(0, indices.reshape(-1))
+        return Batch(found.view(*indices.shape, -1), self.layout)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold."""
+        held = min(self.added, self.capacity)
+        return {"rows": self.rows[:, :held], "added": torch.tensor(self.added)}
+
+    def set_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts back what `state` gave."""
+        self.added = int(tensors["added"])
+        held = min(self.added, self.capacity)
+        self.rows[:, :held] = tensors["rows"].to(self.rows)
+        self.size.fill_(held)
