@@ -211,8 +211,8 @@ class HNPG(OnPolicy):
     def _states(self, own: dict[str, Tensor], data: Batch | None, noise: Noise) -> _States:
         """Own rows with their advantages, and logged states with fresh actions of the present policies."""
         value = self._values(own["obs"], noise, "own")
-        by_episode = (column.transpose(1, 2) for column in (own["reward"], value, own["mask"]))
-        advantage = gae(*by_episode, self.config.gae_lambda).transpose(1, 2)
+        reward, value, mask = (column.transpose(1, 2) for column in (own["reward"], value, own["mask"]))
+        advantage = gae(reward, value, mask, self.config.gae_lambda).transpose(1, 2)
         columns = [own["obs"], own["action"], advantage, own["mask"]]
         if data is not None:
             obs = data.obs.double()

@@ -181,8 +181,8 @@ class Adam(torch.nn.Module):
 
     def step(self, loss: Tensor) -> None:
         """One update on `loss` [R]: its sum over replicas is differentiated, so replicas stay independent."""
-        grads = torch.autograd.grad(loss, self._params, self._ones)
-        grads = [grad.contiguous() for grad in grads]  # the fused kernel does not read strides
+        found = torch.autograd.grad(loss, self._params, self._ones)
+        grads = [grad.contiguous() for grad in found]  # the fused kernel does not read strides
         with torch.no_grad():
             if self.max_grad_norm is not None:
                 self._clip(grads, self.max_grad_norm)

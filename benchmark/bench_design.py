@@ -23,7 +23,6 @@ REFERENCE = "NumPy loop over policies"
 REPLICAS = (1, 10, 30)
 MDP = "E2"
 _LOGGED = 2000  # uniform episodes behind the counts
-_SETTINGS = {"epsilon": 0.5}
 
 
 def contestants() -> list[Contestant]:
@@ -73,7 +72,7 @@ def prepared(replicas: int, seeds: Sequence[int] | None = None) -> FTPedel:
     features = Features(mdp.phi, mdp.start, mdp.reward_to_go, mdp.decisions())
     spec = Spec(1, 1, mdp.horizon, action="index", features=features)
     chosen = tuple(seeds or range(replicas))
-    method = FTPedel(spec, FTPedel.Config(**_SETTINGS), chosen)
+    method = FTPedel(spec, FTPedel.Config(epsilon=0.5), chosen)
     method.recall(logged_episodes(mdp, MDP, LinearData(episodes=_LOGGED), chosen))
     return method
 

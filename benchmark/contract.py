@@ -278,7 +278,7 @@ def a_five_state_chain_is_learned(method: type[Method], preset: str | None = Non
 def a_short_lock_is_opened_more_often(method: type[Method], preset: str | None = None) -> str:
     """On a lock of two steps the policy, as it is judged, earns clearly more after some iterations than at first."""
     assert issubclass(method, OnPolicy)
-    stepper = on_policy_trial(method, method.Config(), SEEDS, lock="H2", logged=2000)
+    stepper = on_policy_trial(method, method.Config(), SEEDS[:2], lock="H2", logged=2000)
     first = _earned(stepper, 0)
     stepper.run(0, LOCK_ITERATIONS)
     last = _earned(stepper, LOCK_ITERATIONS)

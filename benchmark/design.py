@@ -104,8 +104,8 @@ class DesignStepper:
             actions.append(action[..., 0])
             rewards.append(reward.double())
             x.action, x.reward = action.float(), reward
-        columns = (torch.stack(column, dim=2) for column in (states, actions, rewards))
-        return Episodes(*columns, mask=torch.arange(n) < wanted[:, None])
+        state, taken, paid = (torch.stack(column, dim=2) for column in (states, actions, rewards))
+        return Episodes(state, taken, paid, mask=torch.arange(n) < wanted[:, None])
 
 
 def make_stepper(job: Job, method: Method, data: Finite, device: str) -> DesignStepper:

@@ -79,13 +79,13 @@ def _common(cell: Cell, min_seeds: int) -> dict[str, Any]:
 
 
 def _lock(summaries: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    at = np.array([np.inf if (found := each.get("solved_at")) is None else found for each in summaries], dtype=float)
+    at = np.array([np.inf if each.get("solved_at") is None else each["solved_at"] for each in summaries], dtype=float)
     found: dict[str, Any] = {"kind": "lock", "env_steps": max(each["env_steps"] for each in summaries)}
     if "success" not in summaries[0]:
         return found
     median, low, high = median_with_censored(at, seed)
     success, success_low, success_high = _mean(np.array([each["success"] for each in summaries]), seed)
-    by_mean = [each.get("success_of_mean_action") for each in summaries]
+    by_mean = [each["success_of_mean_action"] for each in summaries if "success_of_mean_action" in each]
     return found | {
         "solved": int(np.isfinite(at).sum()),
         "steps_to_solve": median,
@@ -94,7 +94,7 @@ def _lock(summaries: list[dict[str, Any]], seed: int) -> dict[str, Any]:
         "success": success,
         "success_low": success_low,
         "success_high": success_high,
-        "success_of_mean_action": None if None in by_mean else float(np.mean(by_mean)),
+        "success_of_mean_action": float(np.mean(by_mean)) if by_mean else None,
     }
 
 
@@ -103,8 +103,7 @@ def _design(cell: Cell, summaries: list[dict[str, Any]], seed: int) -> dict[str,
     gaps = np.array([each["suboptimality"] for each in summaries])
     mean, low, high = _mean(episodes, seed)
     config = cell.identity.get("config") or {}
-    epsilon, certified = config.get("epsilon"), [each.get("certified_epsilon") for each in summaries]
-    has_certificate = None not in certified
+    epsilon, has_certificate = config.get("epsilon"), "certified_epsilon" in summaries[0]
     stopped = sum(bool(each["stopped_itself"]) for each in summaries)
     notes = [] if has_certificate else ["no certificate"]
     if stopped < len(summaries):
@@ -121,7 +120,7 @@ def _design(cell: Cell, summaries: list[dict[str, Any]], seed: int) -> dict[str,
         "epsilon": epsilon,
         "failures": None if epsilon is None else int((gaps > epsilon).sum()),
         "delta": config.get("delta") if has_certificate else None,
-        "certified_epsilon": max(certified) if has_certificate else None,
+        "certified_epsilon": max(each["certified_epsilon"] for each in summaries) if has_certificate else None,
         "logged_episodes": max(each["logged_episodes"] for each in summaries),
         "stopped_themselves": stopped,
         "notes": "; ".join(notes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -104,7 +105,7 @@ def _certificate(axes: Axes, cell: Cell, look: Look, line: str) -> None:
     at = _episode_grid(curves)
     gaps = np.array([_step_values(each, "suboptimality", at) for each in curves]).mean(0)
     data = f", {_brief(_logged(cell))} logged" if _logged(cell) else ""
-    style = {"color": look.colour, "linestyle": line, "drawstyle": "steps-post"}
+    style: dict[str, Any] = {"color": look.colour, "linestyle": line, "drawstyle": "steps-post"}
     certified = all("certified_epsilon" in each for each in curves)
     axes.plot(at, np.maximum(gaps, FLOOR), linewidth=0.8, label=None if certified else look.label + data, **style)
     if certified:
@@ -162,7 +163,7 @@ def _log_axes(axes: Axes) -> None:
 
 def _reference_line(axes: Axes, slope: float, label: str) -> None:
     """A faint line of the theorem's slope through the upper left of what is drawn."""
-    lines = [line.get_xydata() for line in axes.get_lines()]
+    lines = [np.asarray(line.get_xydata()) for line in axes.get_lines()]
     points = np.concatenate([line[np.isfinite(line).all(1)] for line in lines]) if lines else np.empty((0, 2))
     if len(points) == 0:
         return

@@ -171,7 +171,7 @@ def agreement(many: Method, other: Method) -> str:
 
 def _numbers(method: Method) -> dict[str, Tensor]:
     """Parameters, or the floating state [R, ...] of a method that has none."""
-    found = dict(method.named_parameters())
+    found: dict[str, Tensor] = dict(method.named_parameters())
     return found or {n: t for n, t in method.state_dict().items() if t.dim() and t.is_floating_point()}
 
 

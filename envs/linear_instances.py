@@ -97,8 +97,8 @@ def _low_rank(states: int = 4, actions: int = 2, rank: int = 3, horizon: int = 3
     theta = rng.random((horizon, rank))
     transition = np.einsum("sad,hdt->hsat", phi, laws)
     reward = np.einsum("sad,hd->hsa", phi, theta)
-    tensors = (torch.from_numpy(table) for table in (phi, transition, reward))
-    return Tables(*tensors, 0, _range(horizon))
+    features, chances, means = (torch.from_numpy(table) for table in (phi, transition, reward))
+    return Tables(features, chances, means, 0, _range(horizon))
 
 
 def _e4(seed: int = 7) -> Tables:

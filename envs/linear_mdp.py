@@ -7,7 +7,7 @@ instances are in `offon.envs.linear_instances`. States and actions are numbers. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -125,8 +125,8 @@ class LinearMDP:
         """The same with its tables on a device."""
         if self.phi.device == device:
             return self
-        moved = (table.to(device) for table in (self.phi, self.transition, self.reward))
-        return LinearMDP(self.name, *moved, self.start, self.reward_to_go, self.dead)
+        phi, transition, reward = (table.to(device) for table in (self.phi, self.transition, self.reward))
+        return replace(self, phi=phi, transition=transition, reward=reward)
 
     def _chances(self, policy: Tensor) -> Tensor:
         """A policy as chances of actions, [..., H, S, A]."""

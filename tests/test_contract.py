@@ -15,7 +15,7 @@ from offon.benchmark.trial import ignores_rewards, start, tiny_config
 from offon.benchmark.watch import ContractError, OperationCount, no_host_sync, operations_per_update
 from offon.datasets.transitions import validate
 
-SLOW = {"a_five_state_chain_is_learned"}
+SLOW = {"a_five_state_chain_is_learned", "a_short_lock_is_opened_more_often"}
 
 
 def every_case():

@@ -94,6 +94,7 @@ def test_logged_data_save_episodes_where_they_cover():
         assert (metrics["active_policies"] == 1).all()
 
 
+@pytest.mark.slow
 def test_a_random_mdp_takes_the_episodes_it_always_took():
     none, some = finish("E2", epsilon=0.5), finish("E2", epsilon=0.5, data={"episodes": 20_000})
     assert none.played.tolist() == [69_094] * 3 and some.played.tolist() == [49_106] * 3
@@ -104,12 +105,14 @@ def test_enough_uniform_data_certify_without_an_episode():
     assert finish("E2", epsilon=0.5, data={"episodes": 200_000}).played.tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_optimal_data_alone_do_not_certify():
     """The best policy is known, but not that it is the best: verifiable and unverifiable learning differ."""
     found = finish("E2", epsilon=0.5, data={"episodes": 200_000, "behaviour": "optimal"})
     assert near(found.played.double(), 48_171)
 
 
+@pytest.mark.slow
 def test_pedel_is_the_same_search_without_the_data():
     data = {"episodes": 20_000}
     assert finish("E2", epsilon=0.5, method=Pedel, data=data).played.tolist() == [69_094] * 3

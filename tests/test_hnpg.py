@@ -97,6 +97,7 @@ def test_a_logged_target_is_the_reward_and_the_next_critic_fitted_just_before():
     assert torch.equal(plain[:, 1:], changed[:, 1:]) and (plain[:, 0] != changed[:, 0]).any()
 
 
+@pytest.mark.slow
 def test_critics_fit_the_returns_of_own_episodes():
     stepper = trial(TRPO, critic_steps=2000, batch_steps=60)
     rollout = stepper.play(0)
