@@ -89,7 +89,6 @@ def certificates(groups: dict[str, list[Cell]], looks: Looks, seed: int, min_see
             _certificate(axes, cell, looks[cell.name], line)
         _reference_line(axes, _THEORY_CERTIFICATE, "theory: slope -1/2")
         _log_axes(axes)
-        axes.set_ylim(bottom=FLOOR * 0.8)
         axes.set_title(short(place))
         axes.set_xlabel("online episodes")
         axes.set_ylabel("certified tolerance; thin: sub-optimality")
@@ -104,7 +103,7 @@ def _certificate(axes: Axes, cell: Cell, look: Look, line: str) -> None:
         return  # nothing was played
     at = _episode_grid(curves)
     gaps = np.array([_step_values(each, "suboptimality", at) for each in curves]).mean(0)
-    data = f", {_brief(_logged(cell))} logged" if _logged(cell) else ""
+    data = f", {_brief(_logged(cell))} logged{_behaviour(cell)}" if _logged(cell) else ""
     style: dict[str, Any] = {"color": look.colour, "linestyle": line, "drawstyle": "steps-post"}
     certified = all("certified_epsilon" in each for each in curves)
     axes.plot(at, np.maximum(gaps, FLOOR), linewidth=0.8, label=None if certified else look.label + data, **style)
@@ -146,7 +145,7 @@ def _certificate_slope(curves: Sequence[dict[str, np.ndarray]]) -> float:
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:
-    if len({x for x, _ in points}) < 2:
+    if len({x for x, _ in points}) < 2 or len({y for _, y in points}) < 2:
         return float("nan")
     x, y = np.log(np.array(points, dtype=float)).T
     return float(np.polyfit(x, y, 1)[0])
@@ -170,7 +169,7 @@ def _reference_line(axes: Axes, slope: float, label: str) -> None:
     x = np.array([points[:, 0].min(), points[:, 0].max()])
     top = points[:, 1].max()
     axes.plot(x, top * (x / x[0]) ** slope, "-", color="0.75", linewidth=1.0, zorder=0, label=label)
-    axes.set_ylim(bottom=max(FLOOR * 0.7, points[:, 1].min() * 0.7))
+    axes.set_ylim(max(FLOOR * 0.7, points[:, 1].min() * 0.7), top * 1.4)
 
 
 # ---- what logged data save, and how cost grows with precision
@@ -285,10 +284,20 @@ def _place(cell: Cell, with_data: bool = False) -> str:
     """The task with its simulator's options; with the kind of its data, but not their amount."""
     options = dict((cell.identity.get("env") or {}).get("options") or {})
     if with_data:
-        data = (cell.identity.get("data") or {}).get("options", {})
-        options |= {name: value for name, value in data.items() if isinstance(value, str) and value}
+        options |= _words(cell)
     text = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
     return str(cell.identity["task"]["name"]) + (f" ({text})" if text else "")
+
+
+def _words(cell: Cell) -> dict[str, str]:
+    """Options of the data that are words, such as the behaviour; their amounts are numbers."""
+    data = (cell.identity.get("data") or {}).get("options", {})
+    return {name: value for name, value in data.items() if isinstance(value, str) and value}
+
+
+def _behaviour(cell: Cell) -> str:
+    found = ", ".join(_words(cell).values())
+    return f" ({found})" if found else ""
 
 
 def _brief(number: float) -> str:
