@@ -7,18 +7,43 @@ from pathlib import Path
 
 
 def _dataset_name(name: str) -> str:
-    """The data set behind a task name; other names and paths stay as they are."""
+    """The data set behind a task name; other names and paths stay as they are.
+
+    Raises:
+        DataError: for data that are generated, of which there is no file.
+    """
+    from offon.benchmark.generated import is_generated
+    from offon.benchmark.tasks import load_tasks
+    from offon.datasets.errors import DataError
+
+    tasks = load_tasks()
+    if name in tasks and is_generated(tasks[name].dataset):
+        raise DataError(f"{name}: its data are generated when they are needed, there is no file; `data show` says how")
+    return tasks[name].dataset if name in tasks else name
+
+
+def _describe_generated(name: str) -> dict[str, object] | None:
+    """What is known of the data of a task that are generated; None for other names."""
+    from offon.benchmark.generated import is_generated, option_class
+    from offon.benchmark.options import describe_fields
     from offon.benchmark.tasks import load_tasks
 
     tasks = load_tasks()
-    return tasks[name].dataset if name in tasks else name
+    if name not in tasks or not is_generated(tasks[name].dataset):
+        return None
+    options = describe_fields(option_class(name.partition("/")[0]))
+    return {
+        "name": name,
+        "status": "generated when needed by this package's simulator; its recipe is its identity",
+        "options": [f"data.{option}={default}: {meaning}" for option, default, meaning in options],
+    }
 
 
 def show(name: str, as_json: bool) -> int:
     """What is known of a data set."""
     from offon.datasets.verify import describe
 
-    found = describe(_dataset_name(name))
+    found = _describe_generated(name) or describe(_dataset_name(name))
     if as_json:
         print(json.dumps(found, indent=1))
         return 0

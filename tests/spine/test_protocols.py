@@ -74,3 +74,11 @@ def test_an_offline_method_trains_on_a_lock_and_is_scored(train):
     (first, *_) = folder.records.values()
     assert first.cell["protocol"] == {"name": "offline", "updates": {"offline": 50}}
     assert first.result["report"]["data_status"] == "generated" and "summary" not in first.result
+
+
+def test_data_that_are_generated_can_be_shown_but_neither_verified_nor_fetched(offon):
+    done = offon("data", "show", "comblock/H5")
+    assert done.status == 0 and "data.episodes=50000: logged episodes" in done.out
+    for action in ("verify", "fetch"):
+        done = offon("data", action, "linear-mdp/E2")
+        assert done.status == 2 and "generated when they are needed, there is no file" in done.err
