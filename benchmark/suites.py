@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offon.benchmark.cells import MIN_SEEDS, Cell
+from offon.benchmark.generated import is_generated
 from offon.benchmark.tasks import load_tasks
 from offon.datasets.catalogue import DATASETS
 
@@ -25,8 +26,11 @@ class Contestant:
 
     @property
     def has_row(self) -> bool:
-        """Whether the suite is shown: of a single task it would only repeat that task's table."""
-        return len(set(self.task_names)) > 1
+        """Whether the suite is shown: of a single task it would only repeat that task's table.
+
+        Tasks with generated data are a family of instances, of which nobody runs all: they make no suite.
+        """
+        return len(set(self.task_names)) > 1 and not is_generated(self.task_names[0])
 
     @property
     def panel(self) -> str:
