@@ -24,6 +24,7 @@ types: $(VENV)/.installed-test
 
 results: $(VENV)/.installed
 	$(BIN)/offon leaderboard results/dmsd --out results/dmsd/board --check
+	$(BIN)/offon leaderboard results/theory --out results/theory/board --check
 
 install: $(VENV)/.installed
 
