@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+COMPARED_AS = {"on_policy_hybrid": "hybrid"}  # protocols that spend the same: logged data and environment steps
 FIELDS_SHOWN = 4  # a longer list makes no readable name; the cell's id is added where the first few do not suffice
 
 
@@ -27,7 +28,7 @@ def suite_setting(identity: Mapping[str, Any]) -> dict[str, str]:
         {
             "final_episodes": evaluation.get("final_episodes"),
             "final_first_seed": evaluation.get("final_first_seed"),
-            "protocol": protocol.get("name"),
+            "protocol": COMPARED_AS.get(str(protocol.get("name")), protocol.get("name")),
             "protocol_version": identity.get("protocol_version"),
         }
     )

@@ -38,9 +38,9 @@ def write(out, cell, label, seed, summary, curves, returns):
     write_record(out, result, curves, make_provenance(cell, seed, "0a1b"))
 
 
-def add_lock(out, seed, solved_at, label="hnpg", task="comblock/H5"):
+def add_lock(out, seed, solved_at, label="hnpg", task="comblock/H5", protocol="on_policy_hybrid"):
     cell = make_cell(task=task, label=label, final_episodes=4)
-    cell["protocol"] = {"name": "on_policy_hybrid", "env_steps": 80_000}
+    cell["protocol"] = {"name": protocol, "env_steps": 80_000}
     cell["data"] = {"name": "comblock/H5/epsilon", "sha256": "cd" * 32, "transforms": [], "options": {"episodes": 50}}
     share = np.clip((STEPS - 20_000 - 1000 * seed) / 30_000, 0, 1) if solved_at else np.zeros(len(STEPS))
     returns = (np.arange(10) < 10 * share[:, None]).astype(float)
@@ -151,6 +151,15 @@ def test_tasks_are_told_apart_by_the_options_of_their_data(tmp_path):
     assert {row["task"] for row in table(tmp_path)} == {
         "linear-mdp/E1-bad (data.per_arm=0)",
         "linear-mdp/E1-bad (data.per_arm=1000)",
+    }
+
+
+def test_methods_of_both_hybrid_protocols_stand_in_one_table(tmp_path):
+    add_lock(tmp_path, 0, 61_000)
+    add_lock(tmp_path, 0, 62_000, label="rlpd", protocol="hybrid")
+    assert {(row["task"], row["algorithm"]) for row in table(tmp_path)} == {
+        ("comblock/H5", "hnpg"),
+        ("comblock/H5", "rlpd"),
     }
 
 
