@@ -123,7 +123,8 @@ class FTPedel(Design):
         self.register_buffer("stopped", torch.full((replicas,), number == 1))
         self.register_buffer("played", torch.zeros(replicas, dtype=torch.int64))
         self.register_buffer("pending", torch.zeros(replicas, dtype=torch.int64))  # asked for and not told of
-        self.register_buffer("certified", torch.full((replicas,), float(reach[0]), dtype=torch.float64))
+        first = float(reach[0]) if number > 1 else 0.0  # nothing is promised yet, or there is nothing to choose
+        self.register_buffer("certified", torch.full((replicas,), first, dtype=torch.float64))
         shape = (replicas, horizon, *self.features.phi.shape[:2])
         self.register_buffer("plan", torch.zeros(shape, dtype=torch.float64))  # scores to explore by
 
@@ -162,7 +163,7 @@ class FTPedel(Design):
     def report(self) -> dict[str, Tensor]:
         """The tolerance certified so far, and how far the search has come."""
         return {
-            "certified_epsilon": self.certified,
+            "certified_epsilon": self.certified.clone(),
             "epoch": self.epoch.double(),
             "active_policies": self.active.sum(1).double(),
         }
@@ -209,7 +210,8 @@ class FTPedel(Design):
         plan = torch.zeros_like(self.plan)
         value = torch.zeros_like(reward[..., 0])
         for h in reversed(range(plan.shape[1])):
-            optimism = self.config.bonus / visits[:, h].sqrt()  # infinite where nothing was seen: the score is 1
+            seen = visits[:, h] > 0  # elsewhere the score is 1, whatever the bonus
+            optimism = torch.where(seen, self.config.bonus / visits[:, h].sqrt(), torch.inf)
             before = ((chances[:, h] @ value[:, None, :, None])[..., 0] + optimism).clamp(max=1.0)
             is_target, is_before = (self.step == h)[:, None, None], (self.step > h)[:, None, None]
             plan[:, h] = torch.where(is_target, reward, torch.where(is_before, before, 0.0))

@@ -9,6 +9,7 @@ from offon.algorithms.interface import Features, Spec
 
 KINDS = ("deterministic", "random_linear")
 _MOST_BYTES = 4 << 30  # of visited features, all replicas and steps
+_WRITTEN_OUT = 10**15  # larger classes are named by their power: Python refuses to write numbers of 4300 digits
 
 
 def features_of(spec: Spec) -> Features:
@@ -51,12 +52,16 @@ def policy_class(features: Features, kind: str, most: int, size: int, class_seed
     decisions = _decisions(features)
     free = int(decisions.sum())
     number = actions**free if kind == "deterministic" else size
-    if number > most:
-        raise ValueError(
-            f"the policy class has {actions}^{free} = {number} members, more than max_policies={most}; set "
-            "algorithm.policy_class=random_linear, or raise algorithm.max_policies"
-        )
     needed = 8 * replicas * horizon * number * d
+    if number > most and kind != "deterministic":
+        raise ValueError(f"expected algorithm.n_policies of at most max_policies={most}, got {number}")
+    if number > most:
+        small = number < _WRITTEN_OUT
+        raise ValueError(
+            f"the policy class has {actions}^{free}{f' = {number}' if small else ''} members, more than "
+            f"max_policies={most}; set algorithm.policy_class=random_linear, or raise algorithm.max_policies"
+            + (f" (their visited features take {needed / 1e9:.1g} GB)" if small else "")
+        )
     if needed > _MOST_BYTES:
         raise ValueError(
             f"{number} policies, {replicas} seeds, {horizon} steps and {d} features take {needed / 1e9:.1f} GB, more "

@@ -129,6 +129,52 @@ def test_candidates_that_fall_behind_by_more_than_twice_the_tolerance_are_droppe
     assert (stepper.mdp.value(kept) >= stepper.mdp.optimal_value() - 2.0).all()
 
 
+def bandit(paid, epsilon):
+    """Two arms: seven pulls of the first, paid so often, one of the second, unpaid; ridge 1: estimates paid / 8, 0."""
+    phi = torch.eye(2, dtype=torch.float64).view(1, 2, 2)
+    settings = FTPedel.Config(epsilon=epsilon, ridge=1.0, c_beta=1e-9)  # every uncertainty is small enough
+    method = FTPedel(Spec(1, 1, 1, action="index", features=Features(phi, 0, (1.0,))), settings, (0,))
+    method.statistics.counts[0, 0, 0, :, 0] = torch.tensor([7.0, 1.0])
+    method.statistics.reward_sum[0, 0, 0, 0] = paid
+    assert method.ask().tolist() == [0]
+    return method
+
+
+def test_a_candidate_exactly_twice_the_tolerance_behind_stays():
+    """Epochs 1 and 2 drop what is more than 1 and 1/2 behind, epoch 3 more than 1/4; each certifies 4 epsilon_l."""
+    tie, behind, later = bandit(4.0, 1.0), bandit(5.0, 1.0), bandit(4.0, 0.5)
+    assert tie.active.tolist() == [[True, True]] and tie.report()["certified_epsilon"].tolist() == [1.0]
+    for method in (behind, later):
+        assert method.active.tolist() == [[True, False]] and method.report()["certified_epsilon"].tolist() == [0.0]
+        assert method.answer().tolist() == [[[0]]]
+    assert (int(tie.epoch), int(behind.epoch), int(later.epoch)) == (2, 2, 3)
+
+
+def test_a_single_candidate_is_certified_without_an_episode():
+    method = start("tabular", mdp_options={"actions": 1}).method
+    assert method.ask().tolist() == [0] * 3 and method.report()["certified_epsilon"].tolist() == [0.0] * 3
+
+
+def test_what_was_reported_stays_when_the_search_goes_on():
+    stepper = start("E1-good", data={"per_arm": 1000}, epsilon=0.1)
+    first, number = stepper.method.report(), 0
+    while not stepper.is_over:
+        stepper.run(number, 1)
+        number += 1
+    assert first["certified_epsilon"].tolist() == [1.0] * 3
+    assert stepper.method.report()["certified_epsilon"].tolist() == [0.0] * 3
+
+
+def test_without_a_bonus_unseen_pairs_are_still_tried():
+    """On the way to the second step, where only the first of the four actions was logged."""
+    stepper = start("E1-good", epsilon=0.1, bonus=0.0, data={"per_arm": 50})
+    method = stepper.method
+    method.step.fill_(1)
+    assert method.ask().tolist() == [20] * 3
+    assert method.plan.isfinite().all() and (method.plan[:, 0, 0, 1:] == 1.0).all()
+    assert (method.plan[:, 0, 0, 0] < 1.0).all()  # logged, and leads where little is left to learn
+
+
 def test_a_replica_that_has_its_answer_keeps_still():
     stepper = start("E1-good", seeds=(0, 1), data={"per_arm": 1000}, epsilon=0.1)
     method, number = stepper.method, 0

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from offon.algorithms.hnpg import HNPG, TRPO, hybrid_critic_loss
-from offon.algorithms.interface import Rollout, Spec
+from offon.algorithms.interface import Obs, Rollout, Spec
 from offon.algorithms.natural_gradient import gaussian_kl
-from offon.algorithms.noise import Noise
+from offon.algorithms.noise import ActNoise, Noise
 from offon.algorithms.per_step import forward
 from offon.benchmark.trial import tiny_config
 from offon.benchmark.trial_acting import on_policy_trial
@@ -151,6 +151,22 @@ def test_actions_are_clipped_in_a_box_only():
         stepper.policy.method = method
         beyond = stepper.play(0).action.abs() > 1.0
         assert bool(beyond.any()) is not limit
+
+
+def test_it_is_judged_by_samples_or_by_the_mean():
+    rows = torch.arange(64)
+    obs = torch.randn(3, 64, 8, generator=torch.Generator().manual_seed(0))
+    x = Obs(obs, torch.full((3, 64), 7), torch.zeros(3, 64, 10), torch.zeros(3, 64), torch.zeros(3, 64))
+    found = {}
+    for eval_policy in ("sampled", "mean"):
+        method = HNPG(Spec(8, 10, 3, action="real"), HNPG.Config(eval_policy=eval_policy), SEEDS)
+        for mode in ("explore", "eval", "mean"):
+            found[eval_policy, mode] = method.act(x, ActNoise(SEEDS, "x", rows, x.t), mode).detach()
+    mean, _ = method._gaussian_at(obs.double(), torch.full((3, 64), 2))  # the last step's, long after it
+    assert all(torch.equal(found[how], mean) for how in (("sampled", "mean"), ("mean", "mean"), ("mean", "eval")))
+    sampled = found["sampled", "eval"]
+    assert torch.equal(sampled, found["sampled", "explore"]) and torch.equal(sampled, found["mean", "explore"])
+    assert float((sampled - mean.detach()).std()) == pytest.approx(1.0, abs=0.05)
 
 
 def test_each_row_acts_by_the_policy_of_its_own_step():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,15 +140,41 @@ def test_dense_estimates_come_near_the_truth_at_the_rate_of_the_data():
     assert errors[1] < 0.02 and 5.0 < errors[0] / errors[1] < 20.0  # 10 expected
 
 
+def drawn_policy():
+    """What the generator of E4 draws after its tables."""
+    rng = np.random.default_rng(7)
+    rng.dirichlet(np.ones(3), (4, 2)), rng.dirichlet(np.ones(4), (3, 3)), rng.random((3, 3))
+    return torch.from_numpy(rng.integers(0, 2, (3, 4)))
+
+
 def test_the_recursion_with_the_true_model_gives_the_true_value():
     mdp = make_mdp("E4")
-    policy = torch.tensor([[[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]]])
+    policy = drawn_policy()[None]
     flat = mdp.phi.flatten(0, 1)
     model = torch.stack([torch.linalg.lstsq(flat, mdp.transition[h].flatten(0, 1)).solution.T for h in range(3)])
     theta = torch.stack([torch.linalg.lstsq(flat, mdp.reward[h].flatten()[:, None]).solution[:, 0] for h in range(3)])
     visited = visitation(mdp.phi, policy, 0, model[None])
     value = float((visited[0, :, 0] * theta).sum())
     assert value == pytest.approx(float(mdp.value(policy)), abs=1e-12)
+    assert value == pytest.approx(1.325016, abs=5e-7)
+
+
+@pytest.mark.parametrize("n, noisy, exact", [(100, 0.12, 0.049), (1000, 0.038, 0.012), (10_000, 0.011, 0.0045)])
+def test_estimates_are_as_far_off_as_in_an_earlier_implementation(n, noisy, exact):
+    """E4 from n uniform pairs per step, rewards drawn or equal to their means; root mean square of 50 data sets."""
+    mdp, policy, rng = make_mdp("E4"), drawn_policy()[None], np.random.default_rng(0)
+    found = Statistics(50, Features(mdp.phi, mdp.start, mdp.reward_to_go, mdp.decisions()))
+    visits = rng.multinomial(n, np.full(8, 1 / 8), (50, 3)).reshape(50, 3, 4, 2)
+    found.counts.copy_(torch.from_numpy(rng.multinomial(visits, mdp.transition.numpy())))
+    for paid, expected in (
+        (rng.binomial(visits, mdp.reward.numpy()), noisy),
+        (visits * mdp.reward.numpy(), exact),
+    ):
+        found.reward_sum.copy_(torch.from_numpy(paid))
+        estimate = found.estimate()
+        values = (visitation(found.phi, policy, 0, estimate.model)[:, :, 0] * estimate.theta).sum((1, 2))
+        error = float((values - 1.325016).square().mean().sqrt())
+        assert error == pytest.approx(expected, rel=0.35)  # 15 % either way, and two digits
 
 
 # ---- candidates
@@ -177,6 +204,7 @@ def test_random_linear_policies_are_the_same_for_every_seed_of_a_run():
     ("call", "message"),
     [
         (lambda f: policy_class(f, "deterministic", 31, 0, 0, 1), r"2\^5 = 32 members, more than max_policies=31; set"),
+        (lambda f: policy_class(f, "random_linear", 99, 100, 0, 1), "n_policies of at most max_policies=99, got 100"),
         (lambda f: policy_class(f, "softmax", 99, 0, 0, 1), "expected policy_class among deterministic, random_linear"),
         (lambda f: policy_class(f, "random_linear", 10**9, 10**8, 0, 10), "100000000 policies, 10 seeds, 3 steps.*GB"),
     ],
@@ -184,6 +212,11 @@ def test_random_linear_policies_are_the_same_for_every_seed_of_a_run():
 def test_a_class_that_is_too_large_is_refused_with_its_size(call, message):
     with pytest.raises(ValueError, match=message):
         call(one_hot(2, 2, 3))
+
+
+def test_a_class_whose_size_cannot_be_written_out_is_refused_by_its_power():
+    with pytest.raises(ValueError, match=r"4\^7901 members, more than max_policies=200000; set"):
+        policy_class(one_hot(100, 4, 80), "deterministic", 200_000, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
