@@ -163,4 +163,5 @@ def test_an_iteration_is_that_of_the_plain_algorithm(method, settings, halves):
     metrics = stepper.method.iterate(rollout, batch, stepper.noise)
     assert bool(metrics["step_share"][1] < 1.0) is halves  # or the line search would not be tried
     for nets, wanted in zip((stepper.method.policy, stepper.method.critic), expected, strict=True):
-        torch.testing.assert_close(nets.flat.detach()[1], wanted, atol=1e-10, rtol=0)
+        # rounding of the conjugate gradients grows with the step, which one of the settings makes 45 times longer
+        torch.testing.assert_close(nets.flat.detach()[1], wanted, atol=1e-8, rtol=0)

@@ -132,8 +132,14 @@ def test_orthogonal_init_has_gain_root_two_in_every_layer():
 
 
 def test_an_unknown_init_is_refused():
-    with pytest.raises(ValueError, match="expected init 'torch' or 'orthogonal', got 'xavier'"):
-        MLP((0,), "net", (1, 1), init="xavier")
+    with pytest.raises(ValueError, match="expected init 'torch', 'orthogonal' or 'xavier', got 'he'"):
+        MLP((0,), "net", (1, 1), init="he")
+
+
+def test_xavier_weights_fill_their_bound_and_biases_are_zero():
+    net = MLP((0,), "net", (50, 100), init="xavier")
+    assert 0.98 * 0.2 < float(net.weights[0].detach().abs().max()) <= 0.2  # sqrt(6 / 150)
+    assert not net.biases[0].detach().any()
 
 
 # ---- dropout
