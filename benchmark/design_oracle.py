@@ -5,15 +5,15 @@ T times beside the logged data, brings the squared norm of every candidate's exp
 min T such that inf over Lambda of max over pi of phi_{pi, h}^T (T Lambda + Lambda_off)^-1 phi_{pi, h} <= level.
 It takes the true transitions, so no method can know it; what a method played is to be compared with max_h T_h.
 
-The problem is convex. A mixture of policies and weights on the candidates are multiplied until they balance; planning
-in the true transitions adds the policies that the mixture lacks (the step of Frank and Wolfe) and gives a lower bound.
-An answer is attained by a design and proven to exceed the optimum by at most a tolerance.
+The problem is convex. Newton's method on a logarithmic barrier finds the best mixture of a pool of policies; planning
+in the true transitions finds a policy that the pool lacks (the step of Frank and Wolfe) and a lower bound. An answer is
+attained by a design and proven to exceed the optimum by at most a tolerance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +21,14 @@ from torch import Tensor
 from offon.envs.linear_mdp import LinearMDP
 
 _RIDGE = 1e-8  # episodes in every direction: keeps what no policy visits invertible
-_CHECK_EVERY = 50  # rounds; a check costs about as much as 20
-_MOST_CHECKS = 2_000
-_LEAST_WEIGHT = 1e-60  # of a candidate; from 0 it could not come back
-_SMALL_SHARE = 0.01  # of d / level; multiplicative updates of far fewer episodes than were logged are slow
-_TIMES_ERROR = 1e-7  # relative
-_MOST_TIMES = 1e15
+_FIRST_POOL = 64  # policies to begin with
 _ROUNDING = 1e-9  # relative
-_JOINING_SHARE = 0.05  # of the episodes, for a policy that joins the mixture
+_PRECISION = 1e-7  # of d / level, episodes; less cannot be told from rounding
+_SHRINK = 0.2  # of the barrier
+_MOST_CHECKS = 300
+_MOST_STEPS = 50  # of Newton's method between two checks
+_MOST_LEVELS = 50  # tried by `design_value`
+_CENTRED = 0.1  # squared Newton decrement, in units of the barrier, at which a mixture counts as the best
 
 
 def episodes_needed(
@@ -41,16 +41,15 @@ def episodes_needed(
         policies: the candidates, int64 [N, H, S]; episodes may be played with any policy, in or out of the list.
         level: to be reached by every candidate at each step, [H].
         counts: how often each action was logged at each step and state, [H, S, A]; None: never.
-        tolerance: by how large a share the answer may exceed the optimum; of optima far below d / level, where logged
-            data nearly suffice, by that share of d / level / 100.
+        tolerance: by how large a share the answer may exceed the optimum; below 1e-7 d / level it is not told from 0.
 
     Raises:
         ValueError: for arguments of another shape or range.
-        ArithmeticError: if the tolerance is too small for the rounds allowed.
+        ArithmeticError: if the tolerance is too small for float64.
     """
     _check(mdp, policies, level, "level", counts, tolerance)
-    occupancy = mdp.occupancy(policies)
-    found = [_Step.of(mdp, occupancy, counts, h).fewest(float(level[h]), tolerance) for h in range(mdp.horizon)]
+    steps = _steps(mdp, policies, counts)
+    found = [step.fewest(float(level[h]), tolerance).attained for h, step in enumerate(steps)]
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -63,152 +62,173 @@ def design_value(
 
     Args:
         mdp: whose transitions are known here.
-        policies: the candidates, int64 [N, H, S].
+        policies: the candidates, int64 [N, H, S]; episodes may be played with any policy, in or out of the list.
         episodes: played for each step, above 0, [H]; need not be whole.
         counts: how often each action was logged at each step and state, [H, S, A]; None: never.
         tolerance: by how large a share the answer may exceed the optimum.
 
     Raises:
         ValueError: for arguments of another shape or range.
-        ArithmeticError: if the tolerance is too small for the rounds allowed.
+        ArithmeticError: if the tolerance is too small for float64.
     """
     _check(mdp, policies, episodes, "number of episodes", counts, tolerance)
-    occupancy = mdp.occupancy(policies)
-    found = [_Step.of(mdp, occupancy, counts, h).best(float(episodes[h]), tolerance) for h in range(mdp.horizon)]
+    steps = _steps(mdp, policies, counts)
+    found = [step.best(float(episodes[h]), tolerance) for h, step in enumerate(steps)]
     return torch.tensor(found, dtype=torch.float64)
 
 
-@dataclass
+class _Fewest(NamedTuple):
+    """Episodes that reach a level."""
+
+    attained: float
+    least: float  # needed
+    slope: float  # how many more a lower level needs: at least least + slope x (level - lower level)
+    mixture: Tensor  # [J], of the policies in the pool
+
+
 class _Step:
-    """The problem of one step, and where its solution stands."""
+    """The problem of one step.
 
-    mdp: LinearMDP
-    h: int
-    targets: Tensor  # [N, d], expected features of the candidates that differ
-    prior: Tensor  # [d, d], Lambda_off
-    pool: Tensor  # [J, d, d], E phi phi^T of the policies that are mixed
-    mixture: Tensor  # [J], episodes of each
-    weights: Tensor  # [N], multipliers of the candidates
+    Args:
+        mdp: whose transitions are known.
+        occupancy: of the candidates at this step, [N, S, A].
+        counts: logged at this step, [S, A].
+        h: the step.
+    """
 
-    @classmethod
-    def of(cls, mdp: LinearMDP, occupancy: Tensor, counts: Tensor | None, h: int) -> _Step:
-        """Step h of candidates with these occupancies [N, H, S, A]; all of them are mixed to begin with."""
+    def __init__(self, mdp: LinearMDP, occupancy: Tensor, counts: Tensor, h: int) -> None:
+        self.mdp, self.h = mdp, h
         phi = mdp.phi.flatten(0, 1)
-        visited = _distinct(occupancy[:, h].flatten(1))  # [J, S A]
-        logged = torch.zeros(len(phi), dtype=torch.float64) if counts is None else counts[h].flatten().double()
-        return cls(
-            mdp,
-            h,
-            targets=_distinct(visited @ phi),
-            prior=phi.T @ (logged[:, None] * phi) + _RIDGE * torch.eye(phi.shape[1], dtype=torch.float64),
-            pool=torch.einsum("jx,xd,xe->jde", visited, phi, phi),
-            mixture=torch.full((len(visited),), 1.0 / len(visited), dtype=torch.float64),
-            weights=torch.ones(1, dtype=torch.float64),
-        )
+        self.prior = phi.T @ (counts.flatten()[:, None] * phi) + _RIDGE * torch.eye(phi.shape[1], dtype=torch.float64)
+        visited = _distinct(occupancy.flatten(1))  # [J, S A]
+        self.targets = _distinct(visited @ phi).T.contiguous()  # [d, N], expected features of the candidates
+        some = torch.linspace(0, len(visited) - 1, min(len(visited), _FIRST_POOL)).long()
+        first = torch.cat([visited.mean(0, keepdim=True), visited[some]])  # the mean goes wherever a candidate goes
+        self.pool = torch.einsum("jx,xd,xe->jde", first, phi, phi)  # [J, d, d], E phi phi^T
 
-    def fewest(self, level: float, tolerance: float) -> float:
+    def fewest(self, level: float, tolerance: float) -> _Fewest:
         """Least episodes after which no squared norm exceeds the level."""
-        if self._reaches(level, torch.zeros_like(self.mixture)):
-            return 0.0
-        episodes = self.targets.shape[1] / level  # enough where nothing was logged (Kiefer and Wolfowitz, 1960)
-        self.mixture *= episodes
-        self.weights = torch.full((len(self.targets),), episodes / level / len(self.targets), dtype=torch.float64)
-
-        def advance() -> None:
-            norms, gain, _ = self._gains()
-            self.mixture *= gain.sqrt()  # the least of a bound on sum(mixture) + weights @ norms that touches here
-            self.weights = (self.weights * (norms / level).sqrt()).clamp(min=_LEAST_WEIGHT)
-
-        def bounds() -> tuple[float, float]:
-            attained = self._enough(level)
-            norms, gain, spread = self._gains()
+        nothing = torch.zeros(len(self.pool), dtype=torch.float64)
+        if self._largest(nothing) <= level * (1.0 + _ROUNDING):
+            return _Fewest(0.0, 0.0, 0.0, nothing)
+        mixture = self._inside(level)
+        barrier = float(mixture.sum()) / (self.targets.shape[1] + len(mixture))
+        precision = _PRECISION * len(self.prior) / level
+        for _ in range(_MOST_CHECKS):
+            mixture = self._centred(mixture, level, barrier)
+            norms, weights, turned = self._weigh(mixture, level, barrier)
+            spread = (turned * weights) @ turned.T
+            gain = self.pool.flatten(1) @ spread.flatten()
+            most, joining = self._plan(spread)
             # any M' within the level: sum w (norms - level) <= <spread, M' - M>, and <spread, M'> <= T' times the most
-            surplus = float(self.weights @ (norms - level) + self.mixture @ gain)
-            return attained, surplus / self._plan(spread, gain)
-
-        return self._until_proven(advance, bounds, tolerance, _SMALL_SHARE * episodes)
+            found = _Fewest(
+                attained=float(mixture.sum()),
+                least=float(weights @ (norms - level) + mixture @ gain) / most,
+                slope=float(weights.sum()) / most,
+                mixture=mixture,
+            )
+            if found.attained - found.least <= tolerance * found.least + precision:
+                return found
+            if most > float(gain.max()) * (1.0 + _ROUNDING):
+                self.pool = torch.cat([self.pool, joining[None]])
+                mixture = torch.cat([mixture, mixture.new_tensor([barrier])])
+            if most <= 1.0 + tolerance / 4.0:  # a gain of 1 is worth an episode: the pool lacks little
+                barrier *= _SHRINK
+        raise self._unproven(tolerance, f"{found.attained:g} episodes where {found.least:g} are needed")
 
     def best(self, episodes: float, tolerance: float) -> float:
-        """Least largest squared norm after so many episodes."""
-        self.mixture *= episodes
-        self.weights = torch.full((len(self.targets),), 1.0 / len(self.targets), dtype=torch.float64)
-
-        def advance() -> None:
-            norms, gain, _ = self._gains()
-            self.mixture *= gain.sqrt()
-            self.mixture *= episodes / self.mixture.sum()
-            self.weights = (self.weights * norms.sqrt()).clamp(min=_LEAST_WEIGHT)
-            self.weights /= self.weights.sum()
-
-        def bounds() -> tuple[float, float]:
-            norms, gain, spread = self._gains()
-            least = float(self.weights @ norms + self.mixture @ gain) - episodes * self._plan(spread, gain)
-            return float(norms.max()), least
-
-        return self._until_proven(advance, bounds, tolerance, 0.0)
-
-    def _until_proven(
-        self, advance: Callable[[], None], bounds: Callable[[], tuple[float, float]], tolerance: float, small: float
-    ) -> float:
-        """What is attained, once it exceeds the lower bound by no more than a share of it, or of what is small."""
-        for _ in range(_MOST_CHECKS):
-            for _ in range(_CHECK_EVERY):
-                advance()
-            attained, least = bounds()
-            if attained - least <= tolerance * max(least, small):
-                return attained
-        raise ArithmeticError(
-            f"{self.mdp.name}, step {self.h + 1}: expected a design within {tolerance:g} of the optimum, found "
-            f"{attained:g} against a bound of {least:g} in {_MOST_CHECKS * _CHECK_EVERY} rounds; raise the tolerance"
-        )
+        """Least largest squared norm after so many episodes: by Newton's method, as needs are convex in 1 / level."""
+        even = torch.zeros(len(self.pool), dtype=torch.float64)
+        even[0] = episodes
+        level = self._largest(even)
+        for _ in range(_MOST_LEVELS):
+            found = self.fewest(level, tolerance / 3.0)
+            if not found.attained:
+                return level  # so much is logged that these episodes change nothing
+            reached = self._largest(found.mixture * (episodes / found.attained))
+            least = level + (found.least - episodes) / found.slope
+            if reached <= (1.0 + tolerance) * least:
+                return reached
+            inverse = 1.0 / level + (episodes - found.attained) / (found.slope * level**2)
+            level = 1.0 / inverse
+        raise self._unproven(tolerance, f"a norm of {reached:g} where {least:g} may be possible")
 
     def _turned(self, mixture: Tensor) -> Tensor:
         """(T Lambda + Lambda_off)^-1 phi_pi of the candidates, [d, N]."""
-        return torch.linalg.solve(self.prior + torch.tensordot(mixture, self.pool, 1), self.targets.T)
+        return torch.linalg.solve(self.prior + torch.tensordot(mixture, self.pool, 1), self.targets)
 
-    def _reaches(self, level: float, mixture: Tensor) -> bool:
-        norms = (self.targets.T * self._turned(mixture)).sum(0)
-        return float(norms.max()) <= level * (1.0 + _ROUNDING)
+    def _largest(self, mixture: Tensor) -> float:
+        """The largest squared norm of a candidate."""
+        return float((self.targets * self._turned(mixture)).sum(0).max())
 
-    def _gains(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared norms [N], what an episode of each policy takes off their weighted sum [J], minus its gradient."""
-        turned = self._turned(self.mixture)
-        spread = (turned * self.weights) @ turned.T
-        return (self.targets.T * turned).sum(0), self.pool.flatten(1) @ spread.flatten(), spread
+    def _inside(self, level: float) -> Tensor:
+        """Episodes of each policy in the pool that stay below the level, none of them 0."""
+        mixture = torch.full((len(self.pool),), 1.0 / len(self.pool), dtype=torch.float64)
+        while self._largest(mixture) >= 0.9 * level:
+            mixture = 2.0 * mixture
+        return mixture
 
-    def _enough(self, level: float) -> float:
-        """Episodes with which the mixture reaches the level: played longer, or joined by an even one where less."""
-        total, nothing = float(self.mixture.sum()), torch.zeros_like(self.mixture)
-        even = torch.full_like(self.mixture, 1.0 / len(self.mixture))
-        return min(total * self._times(level, nothing, self.mixture), total + self._times(level, self.mixture, even))
+    def _weigh(self, mixture: Tensor, level: float, barrier: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared norms [N], the multipliers that the barrier gives the candidates [N], and `_turned`."""
+        turned = self._turned(mixture)
+        norms = (self.targets * turned).sum(0)
+        return norms, barrier / (level - norms), turned
 
-    def _times(self, level: float, base: Tensor, more: Tensor) -> float:
-        """How many times `more` must join `base` to reach the level, by bisection; infinite if too many."""
-        low, high = 0.0, 1.0
-        if self._reaches(level, base):
-            return 0.0
-        while not self._reaches(level, base + high * more):
-            low, high = high, 2.0 * high
-            if high > _MOST_TIMES:
-                return torch.inf
-        while high - low > _TIMES_ERROR * high:
-            middle = (low + high) / 2.0
-            low, high = (low, middle) if self._reaches(level, base + middle * more) else (middle, high)
-        return high
+    def _centred(self, mixture: Tensor, level: float, barrier: float) -> Tensor:
+        """The mixture that minimises episodes - barrier (sum log(level - norms) + sum log mixture), by damped steps."""
 
-    def _plan(self, spread: Tensor, gain: Tensor) -> float:
-        """The most that an episode of any policy takes off; that one joins the mixture if none there does as much."""
+        def cost(tried: Tensor) -> float:
+            if float(tried.min()) <= 0.0:
+                return math.inf
+            room = 1.0 - (self.targets * self._turned(tried)).sum(0) / level
+            return float(tried.sum() - barrier * (room.log().sum() + tried.log().sum())) if room.min() > 0 else math.inf
+
+        for _ in range(_MOST_STEPS):
+            step, decrement = self._newton(mixture, level, barrier)
+            now, length = cost(mixture), 1.0
+            while length > _ROUNDING and cost(mixture + length * step) > now - 0.1 * length * decrement:
+                length /= 2.0
+            if length > _ROUNDING:
+                mixture = mixture + length * step
+            if decrement < _CENTRED * barrier or length <= _ROUNDING:
+                break
+        return mixture
+
+    def _newton(self, mixture: Tensor, level: float, barrier: float) -> tuple[Tensor, float]:
+        """Newton's step [J] and its squared decrement; solved in units of the mixture."""
+        _, weights, turned = self._weigh(mixture, level, barrier)
+        outer = (turned[:, None] * turned).flatten(0, 1)  # [d d, N]
+        lessened = self.pool.flatten(1) @ outer  # [J, N], what an episode takes off each norm
+        spread = (outer @ weights).view_as(self.prior)
+        inverse = torch.linalg.inv(self.prior + torch.tensordot(mixture, self.pool, 1))
+        bend = (self.pool @ spread).flatten(1) @ (inverse @ self.pool).flatten(1).T  # tr(spread C_j A^-1 C_k)
+        hessian = bend + bend.T + (lessened * weights.square() / barrier) @ lessened.T
+        gradient = mixture * (1.0 - lessened @ weights) - barrier
+        own = barrier * torch.eye(len(mixture), dtype=torch.float64)
+        step = torch.linalg.solve(mixture[:, None] * hessian * mixture + own, -gradient)
+        return mixture * step, -float(gradient @ step)
+
+    def _plan(self, spread: Tensor) -> tuple[float, Tensor]:
+        """The most that an episode of any policy takes off the weighted norms, and that policy's E phi phi^T."""
         phi = self.mdp.phi
         policy = torch.zeros(self.mdp.horizon, phi.shape[0], dtype=torch.int64)
         value, policy[self.h] = torch.einsum("sad,de,sae->sa", phi, spread, phi).max(1)
         for g in reversed(range(self.h)):
             value, policy[g] = (self.mdp.transition[g] @ value).max(1)
-        most = float(value[self.mdp.start])
-        if most > float(gain.max()) * (1.0 + _ROUNDING):
-            joined = torch.einsum("sa,sad,sae->de", self.mdp.occupancy(policy)[self.h], phi, phi)
-            self.pool = torch.cat([self.pool, joined[None]])
-            self.mixture = torch.cat([self.mixture, self.mixture.sum()[None] * _JOINING_SHARE])
-        return most
+        visited = self.mdp.occupancy(policy)[self.h]
+        return float(value[self.mdp.start]), torch.einsum("sa,sad,sae->de", visited, phi, phi)
+
+    def _unproven(self, tolerance: float, found: str) -> ArithmeticError:
+        return ArithmeticError(
+            f"{self.mdp.name}, step {self.h + 1}: expected a design within {tolerance:g} of the optimum, found "
+            f"{found}; raise the tolerance"
+        )
+
+
+def _steps(mdp: LinearMDP, policies: Tensor, counts: Tensor | None) -> list[_Step]:
+    occupancy = mdp.occupancy(policies)
+    logged = torch.zeros_like(mdp.reward) if counts is None else counts.double()
+    return [_Step(mdp, occupancy[:, h], logged[h], h) for h in range(mdp.horizon)]
 
 
 def _distinct(rows: Tensor) -> Tensor:
