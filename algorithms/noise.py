@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,12 @@ def _mark_drawn(drawn: set[str], name: str, turn: str) -> None:
     if name in drawn:
         raise ValueError(f"noise {name!r} was drawn twice in one {turn}: give each draw a name of its own")
     drawn.add(name)
+
+
+@lru_cache(maxsize=1024)
+def _keys(seeds: tuple[int, ...], phase: str, name: str, device: torch.device) -> Tensor:
+    """The keys of a draw, [R]; kept, because a CUDA graph that is being recorded takes nothing from the host."""
+    return torch.tensor([key_of(seed, phase, name) for seed in seeds], dtype=torch.int64, device=device)
 
 
 class _Draws:
@@ -128,7 +135,6 @@ class ActNoise(_Draws):
     def _draw(self, kind: str, name: str, shape: tuple[int, ...], convert: Callable[[Tensor], Tensor]) -> Tensor:
         _mark_drawn(self._drawn, name, "step")
         device = self._episodes.device
-        keys = torch.tensor([key_of(seed, self._phase, name) for seed in self._seeds], dtype=torch.int64, device=device)
-        base = mix(keys[:, None] ^ self._episodes)  # [R, N]
+        base = mix(_keys(self._seeds, self._phase, name, device)[:, None] ^ self._episodes)  # [R, N]
         bits = bits_at(base, self._t.expand(base.shape), math.prod(shape))
         return convert(bits).view(*base.shape, *shape)

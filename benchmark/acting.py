@@ -10,7 +10,7 @@ from torch import Tensor
 from offon import envs
 from offon.algorithms.noise import ActNoise
 from offon.benchmark import seeds
-from offon.benchmark.evaluator import Policy, first_obs
+from offon.benchmark.rollout import Policy, first_obs
 
 
 class Actors:

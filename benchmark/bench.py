@@ -28,7 +28,14 @@ _SHOWN = {  # facts of a contestant, with their headings
 _WIDTH = 180  # of the table, also where the output is not a terminal
 
 
-def main(what: str, peers: Mapping[str, str], rounds: int = 5, as_json: bool = False, units: int | None = None) -> int:
+def main(
+    what: str,
+    peers: Mapping[str, str],
+    rounds: int = 5,
+    as_json: bool = False,
+    units: int | None = None,
+    on: str = "auto",
+) -> int:
     """Runs a benchmark and prints a table or one JSON document; progress goes to standard error.
 
     Args:
@@ -36,10 +43,11 @@ def main(what: str, peers: Mapping[str, str], rounds: int = 5, as_json: bool = F
         peers: for training, name -> path: d3rlpy's interpreter, CORL's checkout.
         rounds: how often each contestant works.
         as_json: print JSON.
+        on: device: auto, cpu or cuda; designs are computed on the CPU.
         units: updates (or steps, or episodes) per round; None: chosen so that a round takes a second or two.
     """
     device.preset_environment()
-    where = device.resolve("auto") if what == "train" else "cpu"
+    where = "cpu" if what == "design" else device.resolve(on)
     document = measure(what, _contestants(what, peers, where), rounds, where, units)
     if as_json:
         print(json.dumps(document, indent=1, sort_keys=True))
@@ -57,7 +65,7 @@ def _contestants(what: str, peers: Mapping[str, str], where: str) -> list[Contes
         raise BenchError(f"expected a benchmark among {', '.join(WHAT)}, got {what!r}")
     if peers:
         raise BenchError(f"expected no --peer for `bench {what}`, which brings its own references; got {list(peers)}")
-    return bench_evaluate.contestants() if what == "evaluate" else bench_design.contestants()
+    return bench_evaluate.contestants(where) if what == "evaluate" else bench_design.contestants()
 
 
 def measure(

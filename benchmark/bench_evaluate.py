@@ -17,13 +17,21 @@ SIMULATORS = ("neorl2/DMSD", "neorl2/Pipeline")
 GYMNASIUM = ("gymnasium/Pendulum-v1",)
 BATCHES = (1, 100, 1000)
 POLICIES = ((1, 10), (1, 100), (10, 100))  # R and E
+CUDA_EPISODES = (10, 1000, 100_000)  # of one policy
 REFERENCE = "own single-env reference"
 _STEPS = 100  # asked for together
 _ACTIONS = 64  # different ones, taken in turn
 
 
-def contestants() -> list[Contestant]:
-    """Ours and the single environments, group by group."""
+def contestants(where: str = "cpu") -> list[Contestant]:
+    """Ours and the single environments, group by group; on CUDA ours alone, captured against eager."""
+    if where == "cuda":
+        return [
+            _contestant("offon", "evaluation", env, episodes, device="cuda", captured=captured)
+            for env in SIMULATORS
+            for episodes in CUDA_EPISODES
+            for captured in (True, False)
+        ]
     found = []
     for env in SIMULATORS:
         found += [_contestant(REFERENCE, "steps", env)] + [_contestant("offon", "steps", env, n) for n in BATCHES]
@@ -34,9 +42,13 @@ def contestants() -> list[Contestant]:
     return found
 
 
-def _contestant(who: str, kind: str, env: str, n: int = 1, replicas: int = 1) -> Contestant:
+def _contestant(
+    who: str, kind: str, env: str, n: int = 1, replicas: int = 1, device: str = "cpu", captured: bool = False
+) -> Contestant:
     size = "" if who != "offon" else f"R={replicas} E={n}" if kind == "evaluation" else f"N={n}"
+    size += " captured" if captured else ""
     job = {"kind": kind, "env": env, "n": n, "replicas": replicas, "single": who != "offon"}
+    job |= {"device": device, "captured": captured}
     return Contestant(who, f"{kind} {env}", size, own_command("bench_evaluate"), job)
 
 
@@ -46,7 +58,7 @@ def evaluation(job: dict[str, Any]) -> tuple[dict[str, Any], bench_peers.Run]:
 
     from offon import envs
 
-    device.configure("cpu", "default")
+    device.configure(job["device"], "default")
     spec = envs.env_spec(job["env"])
     prepare = {
         ("steps", True): _single_steps,
@@ -145,15 +157,17 @@ def _single_evaluation(job: dict[str, Any], spec: Any) -> bench_peers.Run:
 def _batched_evaluation(job: dict[str, Any], spec: Any) -> bench_peers.Run:
     from offon.algorithms.bc import BC
     from offon.algorithms.interface import Spec
-    from offon.benchmark.evaluator import Policy, evaluate
+    from offon.benchmark.evaluator import Evaluator
+    from offon.benchmark.rollout import Policy
 
-    config = BC.Config(normalize_obs=False)
-    policy = Policy(BC(Spec(spec.obs_dim, spec.act_dim), config, range(job["replicas"])), {})
+    method = BC(Spec(spec.obs_dim, spec.act_dim), BC.Config(normalize_obs=False), range(job["replicas"]))
+    method.capturable = job["captured"]
+    evaluator = Evaluator(Policy(method.to(job["device"]), {}), job["env"], job["device"])
     seeds = count()
 
     def run(units: int) -> None:
         for _ in range(units):
-            evaluate(policy, job["env"], [next(seeds) for _ in range(job["n"])])
+            evaluator.evaluate([next(seeds) for _ in range(job["n"])])
 
     return run
 

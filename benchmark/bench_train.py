@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from offon.benchmark.stepper import Stepper
 
 METHODS = ("iql", "td3_bc", "bc")
-REPLICAS = (1, 2, 4, 8)
+REPLICAS = {"cpu": (1, 2, 4, 8), "cuda": (1, 4, 16)}
 SIZES = {"obs_dim": 11, "act_dim": 3, "episodes": 100, "length": 1000, "batch_size": 256}
 _COUNTED_BATCH = 8  # rows: operations do not depend on how many there are
 _PROFILED_CHUNKS = 4
@@ -36,7 +36,7 @@ def contestants(peers: Mapping[str, str], where: str) -> list[Contestant]:
     for method in METHODS:
         job = {**SIZES, "method": method, "device": where}
         found += [_peer(name, path, job) for name, path in peers.items()]
-        for replicas in REPLICAS:
+        for replicas in REPLICAS[where]:
             for captured in (True, False) if where == "cuda" else (False,):
                 size = f"R={replicas}" + (" captured" if captured else "")
                 own = {**job, "replicas": replicas, "route": route, "captured": captured}

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from offon import envs
 from offon.algorithms import registry
 from offon.algorithms.interface import Algorithm, Features, Method, OnPolicy, Spec, Swept
-from offon.benchmark.evaluator import Policy
 from offon.benchmark.generated import data_options, is_generated
 from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.replay import Replay, columns_of
+from offon.benchmark.rollout import Policy
 from offon.datasets import transforms
 from offon.datasets.errors import DataError
 from offon.datasets.load import load

@@ -21,8 +21,8 @@ def tasks(as_json: bool) -> int:
     if as_json:
         print(json.dumps([asdict(task) for task in listed], indent=1))
         return 0
-    rows = [(task.name, task.env or "-", str(task.horizon), task.note) for task in listed]
-    _print_columns(("task", "simulator", "horizon", "note"), rows)
+    rows = [(t.name, t.env or "-", str(t.horizon), str(t.final_episodes), t.note) for t in listed]
+    _print_columns(("task", "simulator", "horizon", "episodes", "note"), rows)
     return 0
 
 

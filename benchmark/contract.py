@@ -18,9 +18,9 @@ from torch import Tensor
 from offon.algorithms.interface import Algorithm, Design, Method, OnPolicy
 from offon.benchmark.builder import to_config
 from offon.benchmark.design import DesignStepper
-from offon.benchmark.evaluator import Policy
 from offon.benchmark.on_policy import OnPolicyStepper
 from offon.benchmark.options import field_docs
+from offon.benchmark.rollout import Policy
 from offon.benchmark.stepper import restore, snapshot
 from offon.benchmark.synthetic import chain_detours, chain_transitions
 from offon.benchmark.trial import (

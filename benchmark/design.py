@@ -17,7 +17,8 @@ from offon.algorithms.interface import Design, Episodes, Method
 from offon.algorithms.noise import ActNoise
 from offon.benchmark import seeds
 from offon.benchmark.builder import Finite
-from offon.benchmark.evaluator import Evaluation, first_obs
+from offon.benchmark.evaluator import Evaluation
+from offon.benchmark.rollout import first_obs
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import snapshot
 from offon.benchmark.training import Training

@@ -14,9 +14,10 @@ from offon import envs
 from offon.algorithms.interface import Algorithm, Method
 from offon.benchmark.acting import Actors
 from offon.benchmark.builder import Loaded, replay_for
-from offon.benchmark.evaluator import Evaluation, Policy
+from offon.benchmark.evaluator import Evaluation
 from offon.benchmark.growing_replay import GrowingReplay
 from offon.benchmark.progress_metrics import success_facts
+from offon.benchmark.rollout import Policy
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import Stepper, snapshot
 from offon.benchmark.training import Training

@@ -10,8 +10,8 @@ import torch
 from offon.algorithms.noise import ActNoise
 from offon.benchmark import checkpoints
 from offon.benchmark.builder import assemble
-from offon.benchmark.evaluator import first_obs
 from offon.benchmark.records import RecordError
+from offon.benchmark.rollout import first_obs
 from offon.benchmark.runs import Job, find_run
 from offon.benchmark.stepper import restore
 

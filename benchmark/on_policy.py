@@ -17,9 +17,10 @@ from offon.algorithms.interface import Method, OnPolicy, Rollout
 from offon.algorithms.noise import ActNoise, Noise
 from offon.benchmark import seeds
 from offon.benchmark.builder import Loaded, replay_for
-from offon.benchmark.evaluator import Evaluation, Policy, first_obs
+from offon.benchmark.evaluator import Evaluation
 from offon.benchmark.progress_metrics import success_facts, success_share
 from offon.benchmark.replay import Replay
+from offon.benchmark.rollout import Policy, first_obs
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import snapshot
 from offon.benchmark.training import Training

@@ -28,7 +28,7 @@ class RunOptions:
     env_steps: int = 0  # environment steps per seed, of protocols that act; 0: the protocol's own number
     eval_every: int = 0  # updates or env steps between evaluations; 0: a twentieth of the updates; the protocol's own
     eval_episodes: int = 0  # episodes of such an evaluation, per seed; 0: the protocol's own number (offline: 10)
-    final_episodes: int = 100  # episodes of the final score, per seed
+    final_episodes: int = 0  # episodes of the final score, per seed; 0: the task's own number (mostly 100)
     out: str = "runs"  # folder of records, run folders and claims
     workers: int = 0  # processes; 0: one per core (one on a GPU)
     replicas: int = 0  # seeds trained in one program; 0: those of a row are cut into one shard per worker

@@ -167,7 +167,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
         transformed = {**transformed, "options": data["options"]}
     data["sha256"] = loaded.identity.sha256
     data["identity"] = transformed
-    settings = {**_budget(protocol, options), "env_options": env_options}
+    settings = {**_budget(protocol, options, task), "env_options": env_options}
     report = {
         "score_min": task.score_min,
         "score_max": task.score_max,
@@ -202,19 +202,23 @@ def protocols_of(spec: envs.EnvSpec | None) -> tuple[str, ...]:
     return tuple(name for name in PROTOCOLS if name != "experiment_design")
 
 
-def _budget(protocol: Protocol, options: RunOptions) -> dict[str, Any]:
-    """The part of a job's settings that says how long it goes on and how often it is evaluated."""
+def _budget(protocol: Protocol, options: RunOptions, task: Task) -> dict[str, Any]:
+    """The part of a job's settings that says how long it goes on and how often it is evaluated.
+
+    Where a task is so slow that its final score has few episodes, evaluations on the way have a fifth of them.
+    """
     if protocol.budget == "updates":
         budget = options.updates
     else:
         budget = options.env_steps or protocol.default_budget
+    few = max(1, task.final_episodes // 5)
     exact = protocol.name == "experiment_design"  # values are computed, not estimated from episodes
     return {
         "protocol": protocol.name,
         "updates": budget,
         "eval_every": options.eval_every or protocol.eval_every or max(1, budget // 20),
-        "eval_episodes": 1 if exact else options.eval_episodes or protocol.eval_episodes,
-        "final_episodes": 1 if exact else options.final_episodes,
+        "eval_episodes": 1 if exact else options.eval_episodes or min(protocol.eval_episodes, few),
+        "final_episodes": 1 if exact else options.final_episodes or task.final_episodes,
     }
 
 
@@ -236,7 +240,7 @@ def _check_options(options: RunOptions) -> None:
     """Looks at the numbers before anything is read or written."""
     if options.updates < 1:
         raise ConfigError(f"expected updates of at least 1, got {options.updates}")
-    ranges = (("eval_episodes", 0, seed_ranges.SELECTION), ("final_episodes", 1, seed_ranges.REPORTING))
+    ranges = (("eval_episodes", 0, seed_ranges.SELECTION), ("final_episodes", 0, seed_ranges.REPORTING))
     for name, least, published in ranges:
         if not least <= getattr(options, name) <= len(published):
             raise ConfigError(f"expected {name} of {least} to {len(published)}, got {getattr(options, name)}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from offon.algorithms.noise import ActNoise
-from offon.benchmark.evaluator import Policy, first_obs
+from offon.benchmark.rollout import Policy, first_obs
 from offon.datasets.transitions import DataIdentity, Transitions
 
 CHAIN_STATES = 5

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+FINAL_EPISODES = 100
 OWN = "own/"  # what the names of tasks around files of the user's own begin with
 
 
@@ -30,6 +31,7 @@ class Task:
     score_max: float | None
     score_source: str
     note: str = ""
+    final_episodes: int = FINAL_EPISODES  # of the final score, per seed
 
     def identity(self) -> dict[str, Any]:
         """The task's part of a cell; a file's name fixes no reference, so a task of one's own carries the pair."""
@@ -54,6 +56,7 @@ def load_tasks() -> dict[str, Task]:
             score_max=float(row["score_max"]),
             score_source=row["score_source"],
             note=row["note"],
+            final_episodes=int(row["final_episodes"] or FINAL_EPISODES),
         )
         for row in csv.DictReader(text.splitlines())
     }

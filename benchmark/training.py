@@ -21,7 +21,7 @@ from offon.benchmark import checkpoints, provenance, seeds
 from offon.benchmark.builder import assemble
 from offon.benchmark.claims import Claim
 from offon.benchmark.curves import Curves
-from offon.benchmark.evaluator import Evaluation, evaluate
+from offon.benchmark.evaluator import Evaluation, Evaluator
 from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.records import RecordError, find_record, write_record
 from offon.benchmark.runs import Job
@@ -46,6 +46,7 @@ class Training(ABC):
         self.failed = torch.zeros(len(job.replicas), dtype=torch.bool, device=job.device)
         self.failures: dict[int, tuple[int, int]] = {}  # replica -> progress between which it broke
         self.seconds = {"train": 0.0, "evaluate": 0.0, "cpu": 0.0, "resumed": 0.0}
+        self._evaluator: Evaluator | None = None
         self._started = time.time()
         self._origin = provenance.describe(job.device)  # now: the checkout may change while this code runs
         self._revisions: list[dict[str, Any]] = []  # of all sessions, without repetitions
@@ -148,8 +149,10 @@ class Training(ABC):
         start = time.perf_counter()
         cpu = time.process_time()
         chosen = seeds.episode_seeds(purpose, episodes, first)
-        env_id, options = self.job.task["env"], self.settings["env_options"]
-        found = evaluate(self.policy, env_id, chosen, self.job.device, options, mode)
+        if self._evaluator is None:
+            env_id, options = self.job.task["env"], self.settings["env_options"]
+            self._evaluator = Evaluator(self.policy, env_id, self.job.device, options)
+        found = self._evaluator.evaluate(chosen, mode)
         self.seconds["evaluate"] += time.perf_counter() - start
         self.seconds["cpu"] += time.process_time() - cpu
         return found

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from offon.algorithms.interface import Algorithm, Design, Method, OnPolicy, Spec
 from offon.algorithms.noise import ActNoise
-from offon.benchmark.evaluator import first_obs
 from offon.benchmark.growing_replay import GrowingReplay
 from offon.benchmark.replay import Replay, columns_of
+from offon.benchmark.rollout import first_obs
 from offon.benchmark.stepper import Stepper, snapshot
 from offon.benchmark.synthetic import chain_transitions, random_transitions
 from offon.benchmark.trial_acting import OddRows, design_trial, on_policy_trial

@@ -11,11 +11,11 @@ from torch import Tensor
 from offon import envs
 from offon.algorithms.interface import Design, Episodes, Features, OnPolicy, Rollout, Spec
 from offon.benchmark.design import DesignStepper
-from offon.benchmark.evaluator import Policy
 from offon.benchmark.linear_data import LinearData, logged_episodes
 from offon.benchmark.lock_data import LockData, lock_transitions
 from offon.benchmark.on_policy import PHASE, OnPolicyStepper
 from offon.benchmark.replay import Replay, columns_of
+from offon.benchmark.rollout import Policy
 from offon.datasets import transforms
 from offon.datasets.transitions import Batch
 from offon.envs.linear_mdp import make_mdp

@@ -47,6 +47,7 @@ class BatchEnv(ABC):
     spec: EnvSpec
     n: int
     device: torch.device
+    capturable = False  # a step may be recorded in a CUDA graph: no look at the host, all that changes is in `state`
 
     def __init__(self, spec: EnvSpec, n: int, device: str | torch.device = "cpu") -> None:
         """Note the facts and where the tensors live; a subclass makes its state."""
@@ -64,14 +65,18 @@ class BatchEnv(ABC):
     def step(self, action: Tensor) -> StepResult:
         """Advance all rows by one step; actions are clipped to [-1, 1]; nothing is reset."""
 
+    def state(self) -> dict[str, Tensor] | None:
+        """Return the tensors that are the whole state, not copied; None where there are none to give."""
+        return None
+
     def snapshot(self) -> dict[str, Tensor] | None:
         """Return a copy of the whole state; None: the simulator has none to give and must be re-enacted."""
-        own = self._tensors()
+        own = self.state()
         return None if own is None else {name: value.clone() for name, value in own.items()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
         """Continue, bit-equal, from a snapshot of an environment with the same n and precision."""
-        own = self._tensors()
+        own = self.state()
         if own is None:
             raise EnvError(
                 f"{self.spec.id} cannot restore a snapshot; repeat the episode from its seed and its actions"
@@ -79,10 +84,6 @@ class BatchEnv(ABC):
         self._check_snapshot(snapshot, own)
         for name, value in own.items():
             value.copy_(snapshot[name])
-
-    def _tensors(self) -> dict[str, Tensor] | None:
-        """Return the tensors that are the whole state, not copied; None where there are none to give."""
-        return None
 
     def close(self) -> None:  # noqa: B027  (most simulators hold nothing to release)
         """Release what the simulator holds."""

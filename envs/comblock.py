@@ -219,5 +219,6 @@ class CombLock(BatchEnv):
             obs[block] = emit(latent[block], elapsed[block].clamp(max=horizon), noise, self.spec.obs_dim)
         return obs
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
+        """Return what an episode consists of, not copied."""
         return {"seeds": self._seeds, "latent": self._latent, "elapsed": self._elapsed}

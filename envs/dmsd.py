@@ -39,6 +39,7 @@ class DMSD(BatchEnv):
     """Observation: both positions, both velocities, both current targets. Action: one force per mass."""
 
     SPEC = EnvSpec(id="neorl2/DMSD", version="1", obs_dim=6, act_dim=2, horizon=HORIZON)
+    capturable = True
 
     def __init__(
         self,
@@ -98,7 +99,8 @@ class DMSD(BatchEnv):
         self._rng.seed(int(seed))
         return draw_episode(self._rng)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
+        """Return what an episode consists of, not copied."""
         return {"state": self._state, "targets": self._targets, "time": self._time}
 
 

@@ -235,7 +235,8 @@ class LinearMDPEnv(BatchEnv):
             truncated=self._time >= self.mdp.horizon,
         )
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
+        """Return what an episode consists of, not copied."""
         return {"state": self._state, "time": self._time, "seeds": self._seeds}
 
 

@@ -56,6 +56,7 @@ class Pipeline(BatchEnv):
     """Observation: outlet flow, target, 25 earlier outlet flows, 25 last actions, newest first. Action: gate change."""
 
     SPEC = EnvSpec(id="neorl2/Pipeline", version="1", obs_dim=2 + 2 * HISTORY, act_dim=1, horizon=HORIZON)
+    capturable = True
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class Pipeline(BatchEnv):
     def _draw(self, seed: int) -> tuple[float, np.ndarray]:
         return draw_original_episode(seed, self.initial_target) if self.exact_draws else draw_episode(seed)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """The state without the window's place in its buffer, which changes no number."""
         gates, actions = self._gate_window(), self._action_window()
         return {"gates": gates, "actions": actions, "targets": self._targets, "time": self._time}

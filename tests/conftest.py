@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,3 +24,29 @@ def own_registry(monkeypatch):
     for name in set(sys.modules) - before:
         if name.startswith("offon_plugin_"):
             del sys.modules[name]
+
+
+@pytest.fixture
+def real_file():
+    """A function: the arrays of a file from a folder named by OFFON_DATA; skips where there is none."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        for folder in filter(None, os.environ.get("OFFON_DATA", "").split(os.pathsep)):
+            for path in (Path(folder) / name, *Path(folder).glob(f"*/{name}")):
+                if path.exists():
+                    with np.load(path, allow_pickle=False) as file:
+                        return {key: file[key] for key in file.files}
+        pytest.skip(f"{name} is in none of the folders of OFFON_DATA")
+
+    return load
+
+
+@pytest.fixture
+def golden(real_file):
+    """A function: the trajectories that were recorded from the original of a NeoRL-2 task, NaN after their ends."""
+
+    def load(task: str) -> dict[str, np.ndarray]:
+        arrays = real_file("neorl2_golden.npz")
+        return {name.split("/")[1]: array for name, array in arrays.items() if name.startswith(f"{task}/")}
+
+    return load

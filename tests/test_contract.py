@@ -9,7 +9,7 @@ from offon.algorithms import registry
 from offon.algorithms.bc import BC
 from offon.algorithms.iql import IQL
 from offon.benchmark.contract import cases, missing
-from offon.benchmark.evaluator import Policy
+from offon.benchmark.rollout import Policy
 from offon.benchmark.synthetic import chain_detours, chain_step, chain_transitions, random_transitions
 from offon.benchmark.trial import ignores_rewards, start, tiny_config
 from offon.benchmark.watch import ContractError, OperationCount, no_host_sync, operations_per_update

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from offon.envs import ENV_IDS, EnvError, env_spec, make
+from offon.envs import EnvError, env_spec, make
 from offon.envs.dmsd import draw_episode as draw_dmsd
 from offon.envs.pipeline import draw_episode as draw_pipeline
 from offon.envs.pipeline import draw_original_episode
 
 GYMNASIUM_ID = "gymnasium/Pendulum-v1"
+SIMULATORS = ("neorl2/DMSD", "neorl2/Pipeline", "fisor/PointRobot")  # the slower ones have tests of their own
 
 
 def actions(env_id: str, steps: int, seed: int, scale: float = 1.3) -> torch.Tensor:
@@ -30,7 +31,7 @@ def equal(left, right) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("env_id", [*ENV_IDS, GYMNASIUM_ID])
+@pytest.mark.parametrize("env_id", [*SIMULATORS, GYMNASIUM_ID])
 def test_an_episode_depends_on_its_seed_and_actions_only(env_id):
     plan = actions(env_id, 80, seed=1)
     alone = make(env_id, 1)
@@ -45,7 +46,7 @@ def test_an_episode_depends_on_its_seed_and_actions_only(env_id):
         assert equal(expected, [part[:, row : row + 1] for part in found])
 
 
-@pytest.mark.parametrize("env_id", [*ENV_IDS, GYMNASIUM_ID])
+@pytest.mark.parametrize("env_id", [*SIMULATORS, GYMNASIUM_ID])
 def test_a_row_reset_late_gives_the_same_episode_and_leaves_the_others_alone(env_id):
     plan = torch.stack([actions(env_id, 75, seed) for seed in range(3)], dim=1)
     whole = make(env_id, 3)
@@ -62,7 +63,7 @@ def test_a_row_reset_late_gives_the_same_episode_and_leaves_the_others_alone(env
     assert torch.equal(undisturbed[1][30:, ::2], after[1][:, ::2])
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", SIMULATORS)
 def test_restore_continues_bit_equal_also_in_another_object(env_id):
     plan = torch.stack([actions(env_id, 160, seed) for seed in range(3)], dim=1)
     env = make(env_id, 3)
@@ -77,13 +78,13 @@ def test_restore_continues_bit_equal_also_in_another_object(env_id):
     assert torch.equal(play(other, torch.empty(3, env.spec.obs_dim), plan[70:])[1], expected)
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", SIMULATORS)
 def test_a_snapshot_of_another_size_is_refused(env_id):
     with pytest.raises(EnvError, match="expected a snapshot"):
         make(env_id, 2).restore(make(env_id, 3).snapshot())
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", SIMULATORS)
 def test_the_horizon_truncates_and_stepping_on_is_harmless(env_id):
     env = make(env_id, 2)
     env.reset(None, [0, 1])
@@ -93,12 +94,12 @@ def test_the_horizon_truncates_and_stepping_on_is_harmless(env_id):
     for _ in range(env.spec.horizon + 5):
         result = env.step(torch.zeros(2, env.spec.act_dim))
         flags.append(result.truncated)
-        assert not result.terminated.any()
+        assert env_id == "fisor/PointRobot" or not result.terminated.any()  # standing still, it drifts out
         assert torch.isfinite(result.obs).all() and torch.isfinite(result.reward).all()
     assert torch.stack(flags).int().argmax(dim=0).tolist() == [env.spec.horizon - 2, env.spec.horizon - 1]
 
 
-@pytest.mark.parametrize("env_id", [*ENV_IDS, GYMNASIUM_ID])
+@pytest.mark.parametrize("env_id", [*SIMULATORS, GYMNASIUM_ID])
 def test_results_have_the_promised_shapes_and_types(env_id):
     env = make(env_id, 3)
     obs = env.reset(None, [0, 1, 2])
@@ -109,7 +110,7 @@ def test_results_have_the_promised_shapes_and_types(env_id):
     assert result.terminated.dtype == result.truncated.dtype == torch.bool
 
 
-@pytest.mark.parametrize("env_id", [*ENV_IDS, GYMNASIUM_ID])
+@pytest.mark.parametrize("env_id", [*SIMULATORS, GYMNASIUM_ID])
 def test_nan_actions_do_no_harm_to_neighbours_and_are_gone_after_a_reset(env_id):
     plan = torch.stack([actions(env_id, 70, seed) for seed in range(2)], dim=1)
     env = make(env_id, 2)
@@ -122,7 +123,7 @@ def test_nan_actions_do_no_harm_to_neighbours_and_are_gone_after_a_reset(env_id)
     assert equal(expected, play(env, env.reset(None, [1, 2]), plan))
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", SIMULATORS)
 def test_results_are_not_overwritten_by_later_steps(env_id):
     env = make(env_id, 2)
     env.reset(None, [1, 2])
@@ -192,7 +193,7 @@ def test_pipeline_draws_follow_the_stated_distributions(draw):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", SIMULATORS)
 def test_a_cuda_device_gives_the_episode_of_the_cpu(env_id):
     plan = torch.stack([actions(env_id, 90, seed) for seed in range(5)], dim=1)
     host, device = make(env_id, 5), make(env_id, 5, "cuda")

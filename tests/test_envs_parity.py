@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -59,22 +56,6 @@ PIPELINE_REWARD = [-1.1340240240097046, -1.1372233629226685, -1.1512937545776367
 PIPELINE_FLOWS = [113.39926, 117.7413, 86.39964, 92.50733]  # seeds 100 to 103
 
 
-def real_file(name: str) -> dict[str, np.ndarray]:
-    """The arrays of a file from a folder named by OFFON_DATA."""
-    for folder in filter(None, os.environ.get("OFFON_DATA", "").split(":")):
-        for path in (Path(folder) / name, *Path(folder).glob(f"*/{name}")):
-            if path.exists():
-                with np.load(path, allow_pickle=False) as file:
-                    return {key: file[key] for key in file.files}
-    pytest.skip(f"{name} is in none of the folders of OFFON_DATA")
-
-
-def golden(task: str) -> dict[str, np.ndarray]:
-    """The recorded trajectories of a task."""
-    arrays = real_file("neorl2_golden.npz")
-    return {name.split("/")[1]: array for name, array in arrays.items() if name.startswith(f"{task}/")}
-
-
 def replay(env, first_obs, recorded) -> tuple[float, float]:
     """Feed the recorded actions; return the largest differences of observations and rewards."""
     obs_error = np.abs(first_obs.numpy() - recorded["obs"][:, 0]).max()
@@ -88,7 +69,7 @@ def replay(env, first_obs, recorded) -> tuple[float, float]:
 
 @pytest.mark.parametrize("injected", [True, False], ids=["injected", "seeded"])
 @pytest.mark.parametrize(("task", "mass"), [("DMSD", 20.0), ("DMSD_eval", 30.0)])
-def test_dmsd_follows_the_recorded_trajectories(task, mass, injected):
+def test_dmsd_follows_the_recorded_trajectories(task, mass, injected, golden):
     recorded = golden(task)
     env = make("neorl2/DMSD", 4, mass=mass, dtype=torch.float64)
     if injected:
@@ -101,7 +82,7 @@ def test_dmsd_follows_the_recorded_trajectories(task, mass, injected):
     assert reward_error < 1e-6
 
 
-def test_dmsd_in_float32_stays_close_to_the_recorded_trajectories():
+def test_dmsd_in_float32_stays_close_to_the_recorded_trajectories(golden):
     recorded = golden("DMSD")
     env = make("neorl2/DMSD", 4)
     obs_error, reward_error = replay(env, env.reset(None, range(200, 204)), recorded)
@@ -109,7 +90,7 @@ def test_dmsd_in_float32_stays_close_to_the_recorded_trajectories():
     assert reward_error < 5e-5  # the logarithm magnifies a float32 position near the target a hundredfold
 
 
-def test_pipeline_is_bit_equal_to_the_recorded_trajectories_given_the_targets():
+def test_pipeline_is_bit_equal_to_the_recorded_trajectories_given_the_targets(golden):
     recorded = golden("Pipeline")
     env = make("neorl2/Pipeline", 4)
     first = env.set_episode(torch.from_numpy(recorded["obs"][:, 0, 0]), torch.from_numpy(recorded["obs"][:, :, 1]))
@@ -117,7 +98,7 @@ def test_pipeline_is_bit_equal_to_the_recorded_trajectories_given_the_targets():
 
 
 @pytest.mark.parametrize("row", range(4))
-def test_pipeline_reproduces_the_recorded_draws_from_the_seed(row):
+def test_pipeline_reproduces_the_recorded_draws_from_the_seed(row, golden):
     recorded = golden("Pipeline")
     carried = recorded["obs"][row - 1, -1, 1] if row else recorded["obs"][0, 0, 1]
     one_row = {name: recorded[name][row : row + 1] for name in ("obs", "action", "reward")}
@@ -125,7 +106,7 @@ def test_pipeline_reproduces_the_recorded_draws_from_the_seed(row):
     assert replay(env, env.reset(None, [100 + row]), one_row) == (0.0, 0.0)
 
 
-def test_every_published_dmsd_row_follows_from_the_simulator():
+def test_every_published_dmsd_row_follows_from_the_simulator(real_file):
     data = {name: torch.from_numpy(array) for name, array in real_file("DMSD-high-20000-val.npz").items()}
     env = make("neorl2/DMSD", len(data["obs"]))
     env.set_episode(data["obs"][:, :4], data["next_obs"][:, None, 4:].expand(-1, 100, -1))
@@ -137,7 +118,7 @@ def test_every_published_dmsd_row_follows_from_the_simulator():
     torch.testing.assert_close(result.reward, data["reward"], rtol=0, atol=1e-4)
 
 
-def test_every_stored_pipeline_episode_follows_from_the_simulator():
+def test_every_stored_pipeline_episode_follows_from_the_simulator(real_file):
     data = real_file("Pipeline-high-20000-val.npz")
     data = {name: torch.from_numpy(array).unflatten(0, (20, 1000)) for name, array in data.items()}
     env = make("neorl2/Pipeline", 20)

@@ -12,10 +12,11 @@ from offon.algorithms.interface import Obs, Rollout, Spec
 from offon.algorithms.nn import MLP, Adam
 from offon.algorithms.noise import ActNoise, Noise
 from offon.benchmark import seeds as episode_seeds
-from offon.benchmark.evaluator import Policy, evaluate
+from offon.benchmark.evaluator import evaluate
 from offon.benchmark.lock_data import LockData, lock_transitions
 from offon.benchmark.on_policy import PHASE, OnPolicyStepper
 from offon.benchmark.replay import Replay
+from offon.benchmark.rollout import Policy
 from offon.datasets.transitions import Batch
 
 EXACT = {"rel": 1e-6, "abs": 5e-7}  # six digits

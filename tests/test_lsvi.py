@@ -86,7 +86,7 @@ def test_logged_data_can_be_left_out():
 @pytest.mark.parametrize("method", [PEVI, LSVIUCB, UniformDesign])
 def test_answers_are_what_acting_for_evaluation_does(method):
     from offon.algorithms.noise import ActNoise
-    from offon.benchmark.evaluator import first_obs
+    from offon.benchmark.rollout import first_obs
 
     stepper = start(method, "E2", data={"episodes": 300})
     answer = stepper.method.answer()

@@ -3,9 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from offon import envs
+from offon.algorithms.bc import BC
 from offon.algorithms.interface import Method, Spec
 from offon.benchmark import seeds
-from offon.benchmark.evaluator import Policy, evaluate
+from offon.benchmark.evaluator import Evaluator, evaluate
+from offon.benchmark.rollout import Policy, graph_steps
 
 
 class Drifter(Method):
@@ -91,3 +94,36 @@ def test_training_selection_and_reporting_share_no_seed():
     ranges = (seeds.TRAINING, seeds.SELECTION, seeds.REPORTING)
     assert all(a.stop <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
     assert seeds.episode_seeds(seeds.REPORTING, 3) == [2_000_000, 2_000_001, 2_000_002]
+
+
+def test_an_evaluator_may_be_asked_again_and_a_watcher_changes_no_number():
+    evaluator, steps = Evaluator(Policy(Drifter(), {}), "neorl2/DMSD"), []
+    first = evaluator.evaluate([5, 6])
+    watched = evaluator.evaluate([5, 6], watch=lambda x, action, result: steps.append((x.t[0, 0].item(), action)))
+    once = evaluate(Policy(Drifter(), {}), "neorl2/DMSD", [5, 6])
+    assert first.returns.tolist() == watched.returns.tolist() == once.returns.tolist()
+    assert [step for step, _ in steps] == list(range(100)) and steps[0][1].shape == (2, 2, 2)
+
+
+@pytest.mark.parametrize(("horizon", "steps"), [(100, 50), (1000, 50), (300, 50), (480, 48), (97, 1), (8, 8)])
+def test_a_graph_holds_a_divisor_of_the_horizon(horizon, steps):
+    assert graph_steps(horizon) == steps
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("env_id", ["neorl2/DMSD", "neorl2/Pipeline", "fisor/PointRobot"])
+def test_a_captured_evaluation_equals_an_eager_one_also_after_the_policy_has_changed(env_id):
+    spec = envs.env_spec(env_id)
+    method = BC(Spec(spec.obs_dim, spec.act_dim), BC.Config(hidden_dims=(32, 32)), (0, 1)).to("cuda")
+    stats = {"obs_mean": torch.zeros(spec.obs_dim), "obs_std": torch.full((spec.obs_dim,), 2.0)}
+    captured = Evaluator(Policy(method, stats), env_id, "cuda")
+    for chosen in ([1, 2, 3], [4, 5, 6]):
+        found = captured.evaluate(chosen)
+        expected = Evaluator(Policy(method, stats), env_id, "cuda").evaluate(chosen, watch=lambda *_: None)
+        assert found.returns.tolist() == expected.returns.tolist()
+        assert found.lengths.tolist() == expected.lengths.tolist()
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.mul_(1.5)
+    assert captured._captured

@@ -13,8 +13,8 @@ from offon.algorithms.interface import Rows, Spec
 from offon.algorithms.noise import Noise
 from offon.algorithms.rlpd import RLPD
 from offon.benchmark.acting import Actors
-from offon.benchmark.evaluator import Policy
 from offon.benchmark.growing_replay import GrowingReplay
+from offon.benchmark.rollout import Policy
 from offon.benchmark.worker import StopFlag
 
 from .conftest import Folder

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from offon.benchmark import offline, training
-from offon.benchmark.evaluator import evaluate
+from offon.benchmark import offline
+from offon.benchmark.evaluator import Evaluator, evaluate
 from offon.benchmark.load import load
 
 METHODS = ("bc", "td3_bc", "iql")
@@ -107,12 +107,14 @@ def test_a_run_whose_replicas_all_break_ends_with_failed_records(train, plugin):
 
 
 def test_a_replica_with_a_non_finite_final_return_fails_alone(train, monkeypatch):
+    original = Evaluator.evaluate
+
     def with_nan(*arguments):
-        found = evaluate(*arguments)
+        found = original(*arguments)
         found.returns[1, 0] = np.nan
         return found
 
-    monkeypatch.setattr(training, "evaluate", with_nan)
+    monkeypatch.setattr(Evaluator, "evaluate", with_nan)
     records = train(status=1).by_seed()
     assert records[0].status == "finished"
     assert records[1].result["failure"]["reason"] == "non-finite returns in the final evaluation"

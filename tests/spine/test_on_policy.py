@@ -9,11 +9,11 @@ import torch
 from offon import envs
 from offon.algorithms.interface import OnPolicy, Rows, Spec
 from offon.benchmark import seeds
-from offon.benchmark.evaluator import Policy
 from offon.benchmark.lock_data import LockData, lock_transitions
 from offon.benchmark.on_policy import OnPolicyStepper
 from offon.benchmark.progress_metrics import running_success, solved_at, success_share
 from offon.benchmark.replay import Replay
+from offon.benchmark.rollout import Policy
 from offon.benchmark.worker import StopFlag
 from offon.datasets.errors import DataError
 

@@ -100,7 +100,7 @@ def test_a_sweep_that_does_not_run_is_refused_before_anything_is_written(plan, t
         ("updates=0", "expected updates of at least 1, got 0"),
         ("updates=-5", "expected updates of at least 1, got -5"),
         ("seeds=0", "expected seeds as a positive number"),
-        ("final_episodes=2000000", "expected final_episodes of 1 to 1000000"),
+        ("final_episodes=2000000", "expected final_episodes of 0 to 1000000"),
         ("eval_episodes=-1", "expected eval_episodes of 0 to 1000000"),
         ("eval_every=-1", "expected eval_every of 0 or more"),
         ("checkpoint_seconds=-1", "expected checkpoint_seconds of 0 or more"),

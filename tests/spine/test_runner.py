@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import rich.console
 
-from offon.benchmark import progress, training
+from offon.benchmark import progress
 from offon.benchmark.claims import Claim
+from offon.benchmark.evaluator import Evaluator
 from offon.benchmark.files import to_json
 from offon.benchmark.runner import execute
 
@@ -41,7 +42,7 @@ def test_a_finished_run_is_not_trained_again(finished, offon):
 def test_one_run_that_fails_does_not_stop_the_next(finished, offon, train, monkeypatch):
     """The first of two runs meets an error that nobody foresaw."""
     folder = finished.twin("two")
-    evaluate, calls = training.evaluate, []
+    evaluate, calls = Evaluator.evaluate, []
 
     def once(*arguments):
         calls.append(1)
@@ -49,7 +50,7 @@ def test_one_run_that_fails_does_not_stop_the_next(finished, offon, train, monke
             raise KeyError("surprise")
         return evaluate(*arguments)
 
-    monkeypatch.setattr(training, "evaluate", once)
+    monkeypatch.setattr(Evaluator, "evaluate", once)
     arguments = [text for text in folder.command if not text.startswith("algorithm=")]
     done = offon(*arguments, "-m", "algorithm=td3_bc,bc")
     assert done.status == 1 and "KeyError: 'surprise'" in done.err and "1 of 2 runs are not finished" in done.err
