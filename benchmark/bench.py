@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 WHAT = ("train", "evaluate", "design")
 _UNITS = {"train": "seed-updates", "evaluate": "environment steps", "design": "decisions"}
 _SHOWN = {  # facts of a contestant, with their headings
+    "original_ratio": "x original, elsewhere",
     "operations": "operations",
     "most_operations": "at most",
     "host_sync": "host syncs",
@@ -81,8 +82,16 @@ def measure(
         "unit": f"{_UNITS[what]} per {'second' if clock == 'wall' else 'CPU-second'}",
         "rounds": rounds,
         "environment": {**provenance.describe(where), "load_average": [before, os.getloadavg()[0]]},
-        "results": [timing.as_dict() for timing in timings],
+        "results": [_against_original(timing.as_dict()) for timing in timings],
     }
+
+
+def _against_original(result: dict[str, Any]) -> dict[str, Any]:
+    """Adds how many times the rate of an original this is that was measured on another machine."""
+    facts = dict(result["facts"])
+    if "original_rate" in facts:
+        facts["original_ratio"] = result["rate"]["median"] / facts["original_rate"]
+    return {**result, "facts": facts}
 
 
 def _print_table(document: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Evaluation speed: environment steps per CPU-second on one thread, against one environment stepped by itself.
 
 Three groups per simulator: "steps" alone; whole "episodes", with their resets; and "evaluation" of R policies on E
-episodes each. Gymnasium environments have the last alone: their steps are their own. As a program, this module is one
-contestant.
+episodes each. Gymnasium environments and robots have the last alone, against a loop over one Gymnasium environment. The
+simulators whose originals cannot be installed are also set against the rate that was measured of the original, on
+another machine. As a program, this module is one contestant.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from offon.benchmark import bench_peers, device
 from offon.benchmark.bench_contest import Contestant, own_command
 
 SIMULATORS = ("neorl2/DMSD", "neorl2/Pipeline")
+SLOW_SIMULATORS = ("neorl2/Simglucose", "neorl2/Fusion", "neorl2/RocketRecovery")  # without a reference of our own
 GYMNASIUM = ("gymnasium/Pendulum-v1",)
+ROBOTS = ("mujoco/HalfCheetah-v4", "mujoco/Swimmer-v4")  # whose episodes are of full length
+ORIGINAL_RATES = {  # steps per second of one environment of NeoRL-2 0.0.2 on one core, as measured elsewhere
+    "neorl2/DMSD": 15_000,
+    "neorl2/Pipeline": 33_000,
+    "neorl2/Simglucose": 126,
+    "neorl2/Fusion": 5,  # with one thread per network; 0.7 as it comes
+    "neorl2/RocketRecovery": 6_400,
+}
 BATCHES = (1, 100, 1000)
 POLICIES = ((1, 10), (1, 100), (10, 100))  # R and E
 CUDA_EPISODES = (10, 1000, 100_000)  # of one policy
@@ -36,9 +46,11 @@ def contestants(where: str = "cpu") -> list[Contestant]:
     for env in SIMULATORS:
         found += [_contestant(REFERENCE, "steps", env)] + [_contestant("offon", "steps", env, n) for n in BATCHES]
         found += [_contestant(REFERENCE, "episodes", env), _contestant("offon", "episodes", env, BATCHES[-1])]
-    for env in (*SIMULATORS, *GYMNASIUM):
+    found += [_contestant("offon", "steps", env, BATCHES[-1]) for env in SLOW_SIMULATORS if _can_be_made(env)]
+    for env in (*SIMULATORS, *GYMNASIUM, *filter(_can_be_made, ROBOTS)):
         found.append(_contestant(REFERENCE, "evaluation", env))
-        found += [_contestant("offon", "evaluation", env, episodes, replicas) for replicas, episodes in POLICIES]
+        policies = POLICIES if env not in ROBOTS else POLICIES[:-1]
+        found += [_contestant("offon", "evaluation", env, episodes, replicas) for replicas, episodes in policies]
     return found
 
 
@@ -71,12 +83,25 @@ def evaluation(job: dict[str, Any]) -> tuple[dict[str, Any], bench_peers.Run]:
     run = prepare[job["kind"], job["single"]](job, spec)
     alone = job["kind"] == "steps"
     facts = {
-        "chunk": _STEPS if alone else 1,
+        "chunk": _STEPS if alone and job["env"] not in SLOW_SIMULATORS else 1,
         "yield": job["n"] if alone else job["n"] * job["replicas"] * spec.horizon,
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__},
     }
+    if alone and not job["single"] and job["env"] in ORIGINAL_RATES:
+        facts["original_rate"] = ORIGINAL_RATES[job["env"]]
     return facts, run
+
+
+def _can_be_made(env_id: str) -> bool:
+    """Whether the packages and files are there; what is missing is said by `offon env check`."""
+    from offon import envs
+
+    try:
+        envs.make(env_id, 1).close()
+    except envs.EnvError:
+        return False
+    return True
 
 
 def _actions(n: int, act_dim: int) -> Any:

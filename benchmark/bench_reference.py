@@ -97,7 +97,7 @@ def single_env(env_id: str) -> SingleDMSD | SinglePipeline | SingleGymnasium:
     """The reference for an environment."""
     if env_id == "neorl2/DMSD":
         return SingleDMSD()
-    return SinglePipeline() if env_id == "neorl2/Pipeline" else SingleGymnasium(env_id.removeprefix("gymnasium/"))
+    return SinglePipeline() if env_id == "neorl2/Pipeline" else SingleGymnasium(env_id.partition("/")[2])
 
 
 def single_policy(obs_dim: int, act_dim: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -150,7 +150,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
     options = composed.options
     task = _task(options)
     env_options = _env_options(task, options)
-    spec = None if task.env is None else envs.env_spec(task.env, **env_options)
+    spec = None if task.env is None else envs.require(task.env, **env_options)
     protocol = choose(options.protocol, composed.method.protocols, protocols_of(spec), composed.label, task.name)
     data = {"dataset": task.dataset, "options": _data_options(task, options)}
     loaded = load_data(data, to_config(composed.method, composed.config), env_options)

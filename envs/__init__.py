@@ -12,7 +12,7 @@ import torch
 
 from offon.envs.base import BatchEnv, EnvError, EnvSpec, StepResult
 
-__all__ = ["ENV_IDS", "FAMILIES", "BatchEnv", "EnvError", "EnvSpec", "StepResult", "env_ids", "env_spec", "make"]
+__all__ = ["ENV_IDS", "FAMILIES", "BatchEnv", "EnvError", "EnvSpec", "StepResult", "env_ids", "env_spec", "make", "require"]
 
 _SIMULATORS = {
     "neorl2/DMSD": ("offon.envs.dmsd", "DMSD"),
@@ -71,6 +71,19 @@ def env_spec(env_id: str, **options: Any) -> EnvSpec:
     return simulator.describe(*(() if member is None else (member,)), **options)
 
 
+def require(env_id: str, **options: Any) -> EnvSpec:
+    """Return the facts of an environment after having made one: packages, files and options are in order.
+
+    Raises:
+        EnvError: says what is missing or wrong, and the cure.
+    """
+    spec = env_spec(env_id, **options)
+    if not env_id.startswith(_GYMNASIUM):  # its facts come from one that was made
+        rows = max([1, *(len(value) for value in options.values() if isinstance(value, list | tuple))])
+        make(env_id, rows, **options).close()
+    return spec
+
+
 def _found(env_id: str) -> tuple[Any, str | None]:
     """Return the class of an id and, if it makes several environments, which of them is meant."""
     if env_id in _SIMULATORS:
@@ -110,7 +123,7 @@ def _option_names(simulator: type) -> set[str] | None:
         names |= {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
         if not any(one.kind == one.VAR_KEYWORD for one in parameters):
             break
-    return names - {"self", "spec", "member", "make_one", "n", "device"}
+    return names - {"self", "spec", "member", "make_one", "networks", "n", "device"}
 
 
 def _unknown(env_id: str) -> str:

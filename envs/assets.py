@@ -2,14 +2,14 @@
 
 They are found like data sets: in the folders of OFFON_DATA, then in the cache folder ($OFFON_CACHE, else
 ~/.cache/offon), and where a published package carries the file, in that package as installed. A file is used only if
-its sha256 is the known one.
+its sha256 is a known one, or the one that an import wrote beside it after it had checked what the file does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -37,7 +37,7 @@ def find(asset: Asset) -> Path:
         hits = sorted(_files_named(folder, asset.file))
         for hit in hits:
             digest = _sha256(hit)
-            if digest in asset.sha256:
+            if digest is not None and digest in (*asset.sha256, _vouched_for(hit)):
                 return hit
             strangers.append(f"  {hit}: {_found(digest)}")
         searched.append(f"  {label} {folder}: {'another file' if hits else _absence(folder)}")
@@ -58,10 +58,44 @@ def _message(asset: Asset, searched: list[str], strangers: list[str]) -> str:
     return "\n".join([*parts, f"to fix it: {asset.cure}"])
 
 
+def cache_folder() -> Path:
+    """Return the folder for what the program itself keeps."""
+    return Path(os.environ.get("OFFON_CACHE") or "~/.cache/offon").expanduser()
+
+
+def keep(asset: Asset, write: Callable[[Path], None]) -> Path:
+    """Put a file that was made and checked into the cache, with its sha256 beside it; `write` fills a given path."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path, temporary = folder / asset.file, folder / f".{os.getpid()}.{asset.file}"
+    try:
+        write(temporary)
+        _beside(path).write_text(f"{_sha256(temporary)}\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _vouched_for(path: Path) -> str | None:
+    """Return the sha256 that an import wrote beside a file of the cache; files elsewhere are not vouched for."""
+    if cache_folder() not in path.parents:
+        return None
+    try:
+        return _beside(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
 def _places() -> Iterator[tuple[str, Path]]:
+    """Yield where files are looked for, with what the place is called."""
     entries = os.environ.get("OFFON_DATA", "").split(os.pathsep)
     yield from (("OFFON_DATA", Path(entry.strip()).expanduser()) for entry in entries if entry.strip())
-    yield "cache", Path(os.environ.get("OFFON_CACHE") or "~/.cache/offon").expanduser()
+    yield "cache", cache_folder()
 
 
 def _files_named(folder: Path, name: str) -> Iterator[Path]:

@@ -92,6 +92,7 @@ class Fusion(BatchEnv):
         members: int = MEMBERS,
         toroidal_field: float = INPUTS[FIELD],
         density: float = INPUTS[DENSITY],
+        networks: Networks | None = None,
     ) -> None:
         """Make n rows.
 
@@ -101,12 +102,13 @@ class Fusion(BatchEnv):
             members: how many networks of the ensemble are averaged; fewer are faster, and another plasma.
             toroidal_field: in tesla.
             density: fraction of the Greenwald density.
+            networks: others than those of the file, for a check.
         """
         super().__init__(self.SPEC, n, device)
         _check("members", members, (1, MEMBERS))
         _check("toroidal_field", toroidal_field, FIELD_RANGE)
         _check("density", density, DENSITY_RANGE)
-        self._networks = Networks(self.device, members)
+        self._networks = networks or Networks(self.device, members)
         start = torch.tensor(INPUTS, dtype=torch.float64)
         start[FIELD], start[DENSITY] = toroidal_field, density
         self._start = (start * 1000).round().short()

@@ -18,8 +18,8 @@ from offon.envs.assets import Asset, find
 WEIGHTS = Asset(
     file="neorl2_fusion_weights.npz",
     sha256=("797252f06be00f800dca5503d028d90cb12829218ecf5bb55bb6736871a4b140",),
-    cure="put neorl2_fusion_weights.npz (21 MB: the weights of neorl2/envs/data/fusion_lstm of NeoRL-2 as float32 "
-    "arrays) into a folder and export OFFON_DATA=that folder",
+    cure="get the public repository NeoRL-2 (polixir/NeoRL2) and run: offon env import neorl2/Fusion CHECKOUT "
+    "(needs pip install onnx); or put the file into a folder and export OFFON_DATA=that folder",
 )
 MEMBERS = 10  # networks per ensemble in the original; the steady model is a single one
 UNITS = 200  # of every recurrent layer
@@ -105,12 +105,16 @@ class Recurrent(NamedTuple):
 class Networks:
     """The steady model, the recurrent ensemble and the ensemble for beta_p."""
 
-    def __init__(self, device: torch.device, members: int = MEMBERS) -> None:
-        """Load the weights of the first `members` of each ensemble."""
-        with np.load(find(WEIGHTS), allow_pickle=False) as file:
-            steady, beta, lstm = (
-                _stack(file, kind, count, device) for kind, count in (("nn", 1), ("bpw", members), ("lstm", members))
-            )
+    def __init__(
+        self, device: torch.device, members: int = MEMBERS, arrays: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Take the weights of the first `members` of each ensemble, from the file unless they are given."""
+        if arrays is None:
+            with np.load(find(WEIGHTS), allow_pickle=False) as file:
+                arrays = dict(file)
+        steady, beta, lstm = (
+            _stack(arrays, kind, count, device) for kind, count in (("nn", 1), ("bpw", members), ("lstm", members))
+        )
         self.steady = _scaled([_dense(steady, i, i) for i in range(4)], *_STEADY_SCALE)
         self.beta = _scaled([_dense(beta, i, i) for i in range(3)], *_BETA_SCALE)
         # A core's cache holds the weights of one member; a GPU is the busier the more go together.

@@ -105,6 +105,30 @@ def test_an_evaluator_may_be_asked_again_and_a_watcher_changes_no_number():
     assert [step for step, _ in steps] == list(range(100)) and steps[0][1].shape == (2, 2, 2)
 
 
+@pytest.mark.parametrize(
+    ("env_id", "most"),
+    [
+        ("mujoco/Hopper-v4", 100),
+        pytest.param("mujoco/Hopper-v4", 1000, marks=pytest.mark.slow),
+        ("neorl2/DMSD", 1000),
+    ],
+)
+def test_an_episode_has_the_same_return_however_many_run_together_and_in_any_number_of_threads(
+    env_id, most, monkeypatch
+):
+    pytest.importorskip("mujoco", reason="needs the package mujoco")
+    spec = envs.env_spec(env_id)
+    policy = Policy(BC(Spec(spec.obs_dim, spec.act_dim), BC.Config(normalize_obs=False), (0, 1)), {})
+    chosen = list(range(7, 7 + most))
+    found = {count: evaluate(policy, env_id, chosen[:count]) for count in (1, 10, 100, 1000) if count <= most}
+    monkeypatch.setenv("OFFON_ENV_THREADS", "3")
+    found["threads"] = evaluate(policy, env_id, chosen[:100])
+    for part in found.values():
+        count = part.returns.shape[1]
+        assert part.returns.tolist() == found[most].returns[:, :count].tolist()
+        assert part.lengths.tolist() == found[most].lengths[:, :count].tolist()
+
+
 @pytest.mark.parametrize(("horizon", "steps"), [(100, 50), (1000, 50), (300, 50), (480, 48), (97, 1), (8, 8)])
 def test_a_graph_holds_a_divisor_of_the_horizon(horizon, steps):
     assert graph_steps(horizon) == steps

@@ -8,8 +8,11 @@ import pytest
 from offon.algorithms.iql import IQL
 from offon.benchmark import plan as planning
 from offon.benchmark.config import expand
-from offon.benchmark.plan import make_plan
+from offon.benchmark.options import RunOptions
+from offon.benchmark.plan import _budget, make_plan
+from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.runs import list_runs
+from offon.benchmark.tasks import get_task
 
 
 @pytest.fixture
@@ -116,12 +119,21 @@ def test_a_sweep_that_does_not_run_is_refused_before_anything_is_written(plan, t
         ("algorithm.hidden_dims=[-3]", "iql does not run with these settings"),
         ("algorithm.batch_size=-4", "iql does not run with these settings"),
         ("algorithm.reward=gold", "unknown reward transform 'gold'; known are"),
+        ("dynamics.mas=30", "neorl2/DMSD has no option 'mas', given as dynamics.mas; did you mean 'mass'"),
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_is_written(plan, tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         plan(override)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_says_how_many_final_episodes_it_has(plan):
+    ((_, cell),) = cells(plan("final_episodes=0", "eval_episodes=0")).items()
+    assert (cell["evaluation"]["episodes"], cell["evaluation"]["final_episodes"]) == (10, 100)
+    options = RunOptions(final_episodes=0, eval_episodes=0)
+    slow = _budget(PROTOCOLS["offline"], options, get_task("neorl2/Fusion"))
+    assert (slow["eval_episodes"], slow["final_episodes"]) == (2, 10)
 
 
 def test_planning_writes_nothing_but_the_route_of_the_matrix_products(plan, tmp_path):
