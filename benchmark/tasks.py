@@ -32,6 +32,9 @@ class Task:
     score_source: str
     note: str = ""
     final_episodes: int = FINAL_EPISODES  # of the final score, per seed
+    cost_min: float | None = None  # least and largest cost of a logged episode, where there is a cost
+    cost_max: float | None = None
+    cost_limits: tuple[float, ...] = ()  # costs per episode up to which a policy is called safe, by the suite's rules
 
     def identity(self) -> dict[str, Any]:
         """The task's part of a cell; a file's name fixes no reference, so a task of one's own carries the pair."""
@@ -57,6 +60,9 @@ def load_tasks() -> dict[str, Task]:
             score_source=row["score_source"],
             note=row["note"],
             final_episodes=int(row["final_episodes"] or FINAL_EPISODES),
+            cost_min=float(row["cost_min"]) if row["cost_min"] else None,
+            cost_max=float(row["cost_max"]) if row["cost_max"] else None,
+            cost_limits=tuple(float(limit) for limit in row["cost_limits"].split()),
         )
         for row in csv.DictReader(text.splitlines())
     }

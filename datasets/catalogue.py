@@ -21,6 +21,7 @@ _PIPELINE_FILE = (
     _SAME_STARTS,
 )
 _DOOR = "25 demonstrations cut by time; the successor of the last step of each is unknown, so that row is dropped"
+_DSRL = "no checksum is published for it; successors are stored and belong to their rows"
 _FUSION = (
     "the first 20 trajectories of the val file, taken to be what get_dataset() returns for train: their mean return is "
     "the published one to the last digit; the five val trajectories of the benchmark are among them"
@@ -106,7 +107,7 @@ def _from_row(row: dict[str, str]) -> Dataset:
         ends=row["ends"] or "flags",
         first_episodes=int(row["first_episodes"]) if row["first_episodes"] else None,
         golden={key: _number(row[key]) for key in GOLDEN if row[key]},
-        traps=TRAPS.get(name, ()),
+        traps=TRAPS.get(name, (_DSRL,) if name.startswith("dsrl/") else ()),
         stale=STALE.get(name, {}),
     )
 
