@@ -46,7 +46,7 @@ class Evaluator:
             mode: what `act` is asked for; on-policy methods also know "mean", the action without its noise.
             watch: called after every step with what was seen, the actions and the result; changes no number.
         """
-        rollout = self._captured.get((len(seeds), mode)) if watch is None else None
+        rollout: Rollout | None = self._captured.get((len(seeds), mode)) if watch is None else None
         if rollout is None:
             env = envs.make(self.env_id, self.policy.method.replicas * len(seeds), self.device, **self.env_options)
             rollout = make_rollout(self.policy, env, mode) if watch is None else Rollout(self.policy, env, mode)

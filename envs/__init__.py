@@ -12,13 +12,25 @@ import torch
 
 from offon.envs.base import BatchEnv, EnvError, EnvSpec, StepResult
 
-__all__ = ["ENV_IDS", "FAMILIES", "BatchEnv", "EnvError", "EnvSpec", "StepResult", "env_ids", "env_spec", "make", "require"]
+__all__ = [
+    "ENV_IDS",
+    "FAMILIES",
+    "BatchEnv",
+    "EnvError",
+    "EnvSpec",
+    "StepResult",
+    "env_ids",
+    "env_spec",
+    "make",
+    "require",
+]
 
 _SIMULATORS = {
     "neorl2/DMSD": ("offon.envs.dmsd", "DMSD"),
     "neorl2/Fusion": ("offon.envs.fusion", "Fusion"),
     "neorl2/Pipeline": ("offon.envs.pipeline", "Pipeline"),
     "neorl2/RandomFrictionHopper": ("offon.envs.random_friction_hopper", "RandomFrictionHopper"),
+    "neorl2/RocketRecovery": ("offon.envs.rocket_recovery", "RocketRecovery"),
     "neorl2/SafetyHalfCheetah": ("offon.envs.safety_half_cheetah", "SafetyHalfCheetah"),
     "neorl2/Simglucose": ("offon.envs.simglucose", "Simglucose"),
     "fisor/PointRobot": ("offon.envs.point_robot", "PointRobot"),
