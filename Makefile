@@ -1,14 +1,18 @@
-# make run: the first leaderboard.  make test: the whole suite.  VENV=… chooses another folder for the environment.
+# make run: the first leaderboard.  make test: the whole suite.  make safety: packages of the safe tasks.  VENV=… chooses another folder for the environment.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: run test test-fast lint types results install clean
+.PHONY: run safety test test-fast lint types results install clean
 
 run: $(VENV)/.installed
 	$(BIN)/offon run -m algorithm=iql,td3_bc,bc task=offon/dmsd-small seeds=3 replicas=3 updates=10000 out=runs
 	$(BIN)/offon leaderboard runs --out board
+
+# The packages behind DSRL's Bullet and Safety-Gymnasium tasks; what they ask for on paper contradicts ours.
+safety: $(VENV)/.installed
+	$(INSTALL) --no-deps bullet-safety-gym==1.4.0 safety-gymnasium==0.4.0 pybullet==3.2.7 xmltodict pyyaml
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest

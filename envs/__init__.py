@@ -37,7 +37,11 @@ _SIMULATORS = {
 }
 _SUITES = {  # what stands behind the slash names a member of one of these modules, listed in its MEMBERS
     "mujoco": (("offon.envs.locomotion", "Locomotion"),),
-    "dsrl": (("offon.envs.velocity", "SpeedLimit"),),
+    "dsrl": (
+        ("offon.envs.velocity", "SpeedLimit"),
+        ("offon.envs.bullet_env", "BulletSafety"),
+        ("offon.envs.safety_gymnasium_env", "SafetyGymnasium"),
+    ),
 }
 FAMILIES = {  # likewise, but members are endless: any horizon of a lock will do
     "comblock": ("offon.envs.comblock", "CombLock"),
