@@ -42,11 +42,13 @@ _SUITES = {  # what stands behind the slash names a member of one of these modul
         ("offon.envs.bullet_env", "BulletSafety"),
         ("offon.envs.safety_gymnasium_env", "SafetyGymnasium"),
     ),
+    "robotics": (("offon.envs.robotics", "Robotics"),),
 }
 FAMILIES = {  # likewise, but members are endless: any horizon of a lock will do
     "comblock": ("offon.envs.comblock", "CombLock"),
     "linear-mdp": ("offon.envs.linear_mdp", "LinearMDPEnv"),
 }
+_DATA_SUITES = ("d4rl", "minari")  # behind these stands a data set: what it was collected in
 _GYMNASIUM = "gymnasium/"  # any Gymnasium id may follow
 
 ENV_IDS: tuple[str, ...] = tuple(_SIMULATORS)
@@ -107,6 +109,10 @@ def _found(env_id: str) -> tuple[Any, str | None]:
     suite, _, member = env_id.partition("/")
     if suite in FAMILIES:
         return _load(*FAMILIES[suite]), member
+    if suite in _DATA_SUITES:
+        from offon.envs.robotics import Robotics, member_of
+
+        return Robotics, member_of(suite, member)
     for module, name in _SUITES.get(suite, ()):
         if member in import_module(module).MEMBERS:
             return _load(module, name), member
