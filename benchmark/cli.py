@@ -78,13 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "evaluate the last checkpoint of a run")
     evaluate.add_argument("run", help="run folder or id")
     evaluate.add_argument("--out", type=Path, default=Path("runs"), help="results folder of an id (default runs)")
-    evaluate.add_argument("--episodes", type=int, default=100, help="episodes per seed (default 100)")
+    evaluate.add_argument("--episodes", type=int, help="episodes per seed (default the task's own number)")
     evaluate.add_argument("--json", action="store_true", help="machine-readable, with every return")
+    _add_render(command("render", _render, "draw one episode of a run's last checkpoint"))
     board = command("leaderboard", _leaderboard, "write table, plots and page from records")
     board.add_argument("results", type=Path, help="results folder (out=…)")
     board.add_argument("--out", type=Path, default=Path("board"), help="folder to write (default board)")
     board.add_argument("--check", action="store_true", help="write nothing; compare an existing board with the records")
     _add_runs(command("runs", _runs, "list, show, resume or remove runs"))
+    _add_env(commands)
     doctor = command("doctor", _doctor, "show versions, hardware and the data that is found")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     check = command("check", _check, "run the contract suite on an algorithm")
@@ -107,6 +109,32 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
 
+def _add_render(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="run folder or id")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="results folder of an id (default runs)")
+    parser.add_argument("--seed", type=int, help="whose policy acts (default the run's first seed)")
+    parser.add_argument("--episode", type=int, default=0, help="number of the published episode (default 0)")
+    parser.add_argument("--plot", type=Path, help="PNG to write (default trace-RUN.png here)")
+    parser.add_argument("--animate", type=Path, metavar="GIF", help="also a film, where Gymnasium draws it")
+
+
+def _add_env(commands: Any) -> None:
+    summary = "list, check or prepare environments"
+    actions = commands.add_parser("env", help=summary, description=summary).add_subparsers(required=True)
+    listing = actions.add_parser("list", help="list the environments that have a name of their own")
+    listing.set_defaults(function=_env_list)
+    summary = "try whether an environment does what evaluation and acting rely on"
+    check = actions.add_parser("check", help=summary, description=summary)
+    check.add_argument("env", help="an id of `env list`, gymnasium/ID, or gymnasium/module:ID for one of your own")
+    check.add_argument("options", nargs="*", metavar="dynamics.KEY=VALUE", help="options of the simulator")
+    check.set_defaults(function=_env_check)
+    summary = "take files that a simulator needs from a checkout of their public repository"
+    fetch = actions.add_parser("import", help=summary, description=summary)
+    fetch.add_argument("env", choices=("neorl2/Fusion",))
+    fetch.add_argument("checkout", type=Path, help="folder of the repository polixir/NeoRL2")
+    fetch.set_defaults(function=_env_import)
+
+
 def _add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("list", "show", "resume", "remove"), nargs="?", default="list")
     parser.add_argument("run", nargs="*", help="run folders or ids; `resume` without one resumes all unfinished")
@@ -120,6 +148,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("train", "evaluate", "design"))
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="e.g. d3rlpy=VENV/bin/python")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto); designs use the CPU")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
 
@@ -160,6 +189,31 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from offon.benchmark import commands
 
     return commands.evaluate_run(arguments.run, arguments.out, arguments.episodes, arguments.json)
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import render
+
+    known = vars(arguments)
+    return render.render_run(*(known[name] for name in ("run", "out", "seed", "episode", "plot", "animate")))
+
+
+def _env_list(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import env_commands
+
+    return env_commands.show_all()
+
+
+def _env_check(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import env_commands
+
+    return env_commands.check(arguments.env, arguments.options)
+
+
+def _env_import(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import env_commands
+
+    return env_commands.import_weights(arguments.checkout)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
@@ -206,4 +260,4 @@ def _bench(arguments: argparse.Namespace) -> int:
     peers = dict(peer.split("=", 1) for peer in arguments.peer if "=" in peer)
     if len(peers) < len(arguments.peer):
         raise ValueError(f"expected --peer NAME=PATH, got {arguments.peer}")
-    return bench.main(arguments.what, peers, arguments.rounds, arguments.json)
+    return bench.main(arguments.what, peers, arguments.rounds, arguments.json, on=arguments.device)

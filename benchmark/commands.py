@@ -158,18 +158,21 @@ def conclude(statuses: dict[str, str], wanted: set[tuple[str, int]], out: Path) 
     return BUSY if "busy" in words else 0
 
 
-def evaluate_run(name: str, out: Path, episodes: int, as_json: bool) -> int:
-    """Evaluates the last checkpoint of a run on the reporting seeds."""
+def evaluate_run(name: str, out: Path, episodes: int | None, as_json: bool) -> int:
+    """Evaluates the last checkpoint of a run on the reporting seeds; without a number, on as many as the task has."""
     from offon.benchmark import device, seeds
     from offon.benchmark.evaluator import evaluate
     from offon.benchmark.load import load
     from offon.benchmark.statistics import normalized_score
+    from offon.benchmark.tasks import FINAL_EPISODES
 
     loaded = load(name, out)
     device.configure("cpu", loaded.job.matmul)
     task = loaded.job.task
     if task["env"] is None:
         raise ValueError(f"run {loaded.job.run_id} has no simulator (training only); nothing to act in")
+    if episodes is None:
+        episodes = task.get("final_episodes", FINAL_EPISODES)
     chosen = seeds.episode_seeds(seeds.REPORTING, episodes)
     found = evaluate(loaded.policy, task["env"], chosen, "cpu", loaded.job.settings["env_options"])
     rows: list[dict[str, Any]] = []

@@ -41,7 +41,8 @@ class LoadedRun:
         """The seeds of the run, in the order of its replicas."""
         return self.job.seeds
 
-    def _replica_of(self, seed: int) -> int:
+    def replica_of(self, seed: int) -> int:
+        """The number of the replica that has a seed."""
         if self.seeds.count(seed) != 1:
             hint = "; several settings share it" if seed in self.seeds else ""
             raise ValueError(f"expected a seed that one replica has, among {self.seeds}, got {seed}{hint}")
@@ -64,7 +65,7 @@ class LoadedRun:
             raise ValueError(f"expected observations [{spec.obs_dim}] or [N, {spec.obs_dim}], got {np.shape(obs)}")
         if self.policy.method.memory(1):
             raise ValueError(f"{self.job.label} remembers its episode; evaluate it with `offon evaluate`")
-        index = 0 if seed is None else self._replica_of(seed)
+        index = 0 if seed is None else self.replica_of(seed)
         x = first_obs(self.policy.method, torch.from_numpy(rows).expand(len(self.seeds), -1, -1))
         x.t += t
         noise = ActNoise(self.seeds, "eval", torch.zeros(len(rows), dtype=torch.int64), x.t)

@@ -99,7 +99,7 @@ def own_task(
     Raises:
         TaskError: unless both scores are given, the smaller one as score_min, or none.
     """
-    from offon.envs import ENV_IDS, FAMILIES
+    from offon.envs import has_suite
 
     if (score_min is None) != (score_max is None):
         raise TaskError(
@@ -111,8 +111,7 @@ def own_task(
             f"expected score_min < score_max, got {score_min} and {score_max}: score_min is the return that counts as "
             "0, score_max the better one that counts as 100; swap or correct them"
         )
-    ours = {known.split("/")[0] for known in (*ENV_IDS, *FAMILIES, "gymnasium/")}
-    if env is not None and env.split("/")[0] not in ours:
+    if env is not None and not has_suite(env):
         env = f"gymnasium/{env}"
     source = "given on the command line" if score_min is not None else "none: raw returns"
     return Task(f"{OWN}{Path(dataset).stem}", 1, dataset, env, horizon, score_min, score_max, source)

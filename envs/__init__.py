@@ -13,14 +13,13 @@ import torch
 from offon.envs.base import BatchEnv, EnvError, EnvSpec, StepResult
 
 __all__ = [
-    "ENV_IDS",
-    "FAMILIES",
     "BatchEnv",
     "EnvError",
     "EnvSpec",
     "StepResult",
     "env_ids",
     "env_spec",
+    "has_suite",
     "make",
     "require",
 ]
@@ -44,14 +43,12 @@ _SUITES = {  # what stands behind the slash names a member of one of these modul
     ),
     "robotics": (("offon.envs.robotics", "Robotics"),),
 }
-FAMILIES = {  # likewise, but members are endless: any horizon of a lock will do
+_FAMILIES = {  # likewise, but members are endless: any horizon of a lock will do
     "comblock": ("offon.envs.comblock", "CombLock"),
     "linear-mdp": ("offon.envs.linear_mdp", "LinearMDPEnv"),
 }
 _DATA_SUITES = ("d4rl", "minari")  # behind these stands a data set: what it was collected in
 _GYMNASIUM = "gymnasium/"  # any Gymnasium id may follow
-
-ENV_IDS: tuple[str, ...] = tuple(_SIMULATORS)
 
 
 def env_ids() -> list[str]:
@@ -62,7 +59,13 @@ def env_ids() -> list[str]:
         for module, _ in parts
         for member in import_module(module).MEMBERS
     )
-    return [*ENV_IDS, *members]
+    return [*_SIMULATORS, *members]
+
+
+def has_suite(env_id: str) -> bool:
+    """Say whether an id begins with a suite that is known here; Gymnasium's own ids do not."""
+    simulators = {name.partition("/")[0] for name in _SIMULATORS}
+    return env_id.partition("/")[0] in {*simulators, *_SUITES, *_FAMILIES, *_DATA_SUITES, _GYMNASIUM.rstrip("/")}
 
 
 def make(env_id: str, n: int, device: str | torch.device = "cpu", **options: Any) -> BatchEnv:
@@ -107,8 +110,8 @@ def _found(env_id: str) -> tuple[Any, str | None]:
     if env_id in _SIMULATORS:
         return _load(*_SIMULATORS[env_id]), None
     suite, _, member = env_id.partition("/")
-    if suite in FAMILIES:
-        return _load(*FAMILIES[suite]), member
+    if suite in _FAMILIES:
+        return _load(*_FAMILIES[suite]), member
     if suite in _DATA_SUITES:
         from offon.envs.robotics import Robotics, member_of
 
@@ -158,5 +161,5 @@ def _unknown(env_id: str) -> str:
     near = difflib.get_close_matches(env_id.lower(), known, n=1, cutoff=0.7)
     near = [known[name] for name in near] or [short[name] for name in difflib.get_close_matches(env_id.lower(), short)]
     hint = f"did you mean {near[0]!r}? " if near else ""
-    suites = ", ".join(f"{suite}/<member>" for suite in (*_SUITES, *FAMILIES))
-    return f"no environment {env_id!r}; {hint}There are {', '.join(ENV_IDS)}, {suites} and {_GYMNASIUM}<any id>"
+    suites = ", ".join(f"{suite}/<member>" for suite in (*_SUITES, *_FAMILIES))
+    return f"no environment {env_id!r}; {hint}There are {', '.join(_SIMULATORS)}, {suites} and {_GYMNASIUM}<any id>"

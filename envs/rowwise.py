@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -56,6 +57,10 @@ class RowwiseEnv(BatchEnv):
             cost[row] = info.get("cost", 0.0)
         flags = self._terminated, self._truncated
         return StepResult(*(self._tensor(array) for array in (self._obs, reward, cost, *flags)))
+
+    def render(self, row: int) -> Any:
+        """Return what the environment of a row draws, in the mode it was made with."""
+        return self._envs[row].render()
 
     def close(self) -> None:
         """Close all environments."""

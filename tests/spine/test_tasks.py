@@ -28,6 +28,8 @@ def test_own_data_makes_a_task_of_its_own():
     task = own_task("/data/log.npz", "Pendulum-v1", None, None, None)
     assert (task.name, task.env, task.score_min) == ("own/log", "gymnasium/Pendulum-v1", None)
     assert own_task("log.npz", "neorl2/DMSD", 100, 0.0, 1.0).env == "neorl2/DMSD"
+    assert own_task("log.npz", "mujoco/Hopper-v4", None, None, None).env == "mujoco/Hopper-v4"
+    assert own_task("log.npz", "module:Mine-v0", None, None, None).env == "gymnasium/module:Mine-v0"
     assert own_task("log.npz", None, None, None, None).env is None
 
 
