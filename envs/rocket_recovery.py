@@ -96,8 +96,8 @@ class RocketRecovery(BatchEnv):
         if not len(index):
             return self._obs.new_empty(0, self.spec.obs_dim)
         forces, gusts, drawn = zip(*(draw_episode(int(seed)) for seed in seeds), strict=True)
-        tensors = (torch.from_numpy(np.stack(part)) for part in (forces, gusts, drawn))
-        return self.set_episode(*tensors, index)
+        force, gust, dispersion = (torch.from_numpy(np.stack(part)) for part in (forces, gusts, drawn))
+        return self.set_episode(force, gust, dispersion, index)
 
     def set_episode(self, forces: Tensor, gusts: Tensor, dispersions: Tensor, rows: Tensor | None = None) -> Tensor:
         """Start given episodes; return their first observations, which stand after one step without engines.

@@ -16,6 +16,7 @@ import importlib.util
 import sys
 import types
 import warnings
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ def _builder() -> Any:
     """Return the package's class for all tasks, imported with what has to be put right."""
     name = f"{_MODULE}.builder"
     if name in sys.modules:
-        return sys.modules[name].Builder  # type: ignore[attr-defined]  # no stubs
+        return sys.modules[name].Builder
     require_mujoco()
     if _MODULE not in sys.modules:
         found = importlib.util.find_spec(_MODULE)
@@ -104,7 +105,7 @@ def _builder() -> Any:
         bare.__file__ = found.origin
         sys.modules[_MODULE] = bare
     original = dataclasses.dataclass
-    dataclasses.dataclass = _dataclass_with_factories  # type: ignore[assignment]
+    dataclasses.dataclass = _dataclass_with_factories
     try:
         builder = importlib.import_module(name).Builder
         agent = importlib.import_module(f"{_MODULE}.bases.base_agent").BaseAgent
@@ -123,7 +124,7 @@ def _dataclass_with_factories(cls: Any = None, **options: Any) -> Any:
     def make(cls: Any) -> Any:
         for name, value in list(vars(cls).items()):
             if isinstance(value, np.ndarray) and name in getattr(cls, "__annotations__", {}):
-                setattr(cls, name, dataclasses.field(default_factory=lambda value=value: copy.copy(value)))
+                setattr(cls, name, dataclasses.field(default_factory=partial(copy.copy, value)))
         return _dataclass(**options)(cls)
 
     return make if cls is None else make(cls)
