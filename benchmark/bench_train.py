@@ -1,8 +1,7 @@
 """Training speed: seed-updates per second of IQL, TD3+BC and BC at several R, against peers in the same run.
 
 All train networks with two hidden layers of 256 units on batches of 256 rows from 100,000 made-up ones of the size of
-Hopper. As a program, this module is one contestant. What it does on CUDA (captured against eager updates, kernels per
-update, wall over kernel time) has not been run on a GPU yet.
+Hopper; on CUDA, captured against eager updates. As a program, this module is one contestant.
 """
 
 from __future__ import annotations
