@@ -64,7 +64,7 @@ class Rows:
     n: int
     columns: tuple[str, ...] = ()  # more than the usual six: "cost", "next_action", "mc_return"
     per_step: bool = False
-    of: str = "offline"  # offline: logged rows; online: what the replica itself has played
+    of: str = "offline"  # offline: logged rows; online: what the replica itself has played; all: both together
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Method(torch.nn.Module):
         """
 
         normalize_obs: bool = False  # (s - mean) / (std + 1e-3) on data and environment, statistics of the data
-        reward: str = "none"  # reward transform of the data: none, range1000, range1000_corl, minus_one
+        reward: str = "none"  # reward transform: none, range1000, range1000_corl, minus_one, ten_minus_five, ...
 
         @classmethod
         def tiny(cls) -> Self:

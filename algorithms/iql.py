@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from offon.algorithms.interface import Algorithm, Obs, Spec
+from offon.algorithms.fine_tuning import FineTuning, joined
+from offon.algorithms.interface import Obs, Spec
 from offon.algorithms.losses import critic_loss, td_target
 from offon.algorithms.nn import MLP, Adam, ema_
 from offon.algorithms.noise import ActNoise, Noise
@@ -34,12 +35,12 @@ def awr_weight(adv: Tensor, temperature: Tensor, max_weight: Tensor) -> Tensor:
     return torch.minimum(torch.exp(temperature * adv), max_weight)
 
 
-@register("iql", protocols=("offline",))
-class IQL(Algorithm):
-    """Implicit Q-learning."""
+@register("iql", protocols=("offline", "offline_to_online"))
+class IQL(FineTuning):
+    """Implicit Q-learning; online the same update goes on, on logged and own rows alike."""
 
     @dataclass(frozen=True)
-    class Config(Algorithm.Config):
+    class Config(FineTuning.Config):
         """Defaults equal the paper's locomotion setting, on raw rewards; the presets are those of its tables."""
 
         RANGES: ClassVar[Mapping[str, str]] = {
@@ -114,9 +115,14 @@ class IQL(Algorithm):
         self.value_optimizer = Adam([self.value], config.lr)
         self.critic_optimizer = Adam([self.critic], config.lr)
 
+    def begin(self, phase: str) -> None:
+        """Online the policy's rate is the full one again: over the offline updates a cosine has brought it to 0."""
+        if phase == "online":
+            self.policy_optimizer.cosine_updates = None
+
     def update(self, batch: dict[str, Batch], noise: Noise) -> dict[str, Tensor]:
         """One step of value, policy and critics, then the target average."""
-        data = batch["data"]
+        data = joined(batch)
         with torch.no_grad():
             target_q = self.target_critic(data.obs_action).squeeze(-1).amin(1)
         value_loss, v, next_v = self._update_value(data, target_q)

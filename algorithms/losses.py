@@ -20,3 +20,16 @@ def critic_loss(q: Tensor, target: Tensor, reduction: str = "sum") -> Tensor:
     """Squared error of E critics [R, E, B] against [R, B]: mean over rows; sum or mean over critics. -> [R]."""
     per_critic = torch.nn.functional.mse_loss(q, target[:, None].expand_as(q), reduction="none").mean(-1)
     return per_critic.sum(-1) if reduction == "sum" else per_critic.mean(-1)
+
+
+def soft_target(
+    reward: Tensor,
+    terminated: Tensor,
+    next_q: Tensor,
+    next_log_prob: Tensor,
+    discount: Tensor,
+    temperature: Tensor | None,
+) -> Tensor:
+    """R + discount (1 - terminated) (Q(s', a') - temperature log pi(a'|s')), [R, B]; None: without the entropy."""
+    value = next_q if temperature is None else next_q - temperature * next_log_prob
+    return torch.addcmul(reward, discount * (1.0 - terminated), value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,14 +23,42 @@ def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generato
         return torch.nn.init.orthogonal_(weight, math.sqrt(2.0), generator=generator)
     if init == "xavier":  # Glorot and Bengio's uniform, gain 1, biases zero
         return torch.nn.init.xavier_uniform_(weight, generator=generator)
-    raise ValueError(f"expected init 'torch', 'orthogonal' or 'xavier', got {init!r}")
+    if init in ("tenth", "tenth_fan_out"):  # like torch's, biases 0.1; EDAC's critics take the wrong fan
+        bound = 1.0 / math.sqrt(fan_in if init == "tenth" else fan_out)
+        return weight.uniform_(-bound, bound, generator=generator)
+    raise ValueError(f"expected init 'torch', 'orthogonal', 'xavier', 'tenth' or 'tenth_fan_out', got {init!r}")
 
 
 def _init_bias(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
     if init == "torch":
         bound = 1.0 / math.sqrt(fan_in)
         return torch.empty(1, fan_out).uniform_(-bound, bound, generator=generator)
-    return torch.zeros(1, fan_out)
+    return torch.full((1, fan_out), 0.1 if init.startswith("tenth") else 0.0)
+
+
+def _init_output(spec: Output, fan_in: int, fan_out: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    weight = torch.empty(fan_in, fan_out)
+    if spec.gain is not None:
+        return torch.nn.init.orthogonal_(weight, spec.gain, generator=generator), torch.zeros(1, fan_out)
+    assert spec.bound is not None
+    weight.uniform_(-spec.bound, spec.bound, generator=generator)
+    return weight, torch.empty(1, fan_out).uniform_(-spec.bound, spec.bound, generator=generator)
+
+
+@dataclass(frozen=True)
+class Output:
+    """How the last layer starts, where it differs: orthogonal of a gain with zero biases, or uniform in +-bound."""
+
+    gain: float | None = None
+    bound: float | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer normalisation of hidden layers."""
+
+    eps: float = 1e-5
+    after: bool = False  # after the ReLU, not before it
 
 
 class MLP(torch.nn.Module):
@@ -43,10 +72,13 @@ class MLP(torch.nn.Module):
         name: part of the seed of the initial weights and of the dropout masks.
         sizes: input width, hidden widths, output width.
         ensemble: number of members E, each with its own initial weights; None for a plain net.
-        layer_norm: LayerNorm after each hidden linear layer, before the ReLU.
+        layer_norm: LayerNorm after each hidden linear layer, before the ReLU; a Norm says more.
         dropout: rate after each hidden ReLU; applied only where `noise` is passed to `forward`.
-        init: "torch" (torch.nn.Linear's default), "orthogonal" (gain sqrt(2)) or "xavier" (uniform, gain 1), the last
-            two with zero biases, in every layer.
+        init: "torch" (torch.nn.Linear's default), "orthogonal" (gain sqrt(2)) or "xavier" (uniform, gain 1), these
+            two with zero biases, or "tenth" (torch's weights, biases 0.1), in every layer.
+        output: how the last layer starts, where it differs.
+        trunk: the last layer is a hidden one too: normalised and followed by a ReLU.
+        last_hidden: how the layer before the last starts, where it differs.
     """
 
     def __init__(
@@ -55,12 +87,16 @@ class MLP(torch.nn.Module):
         name: str,
         sizes: Sequence[int],
         ensemble: int | None = None,
-        layer_norm: bool = False,
+        layer_norm: bool | Norm = False,
         dropout: float = 0.0,
         init: str = "torch",
+        output: Output | None = None,
+        trunk: bool = False,
+        last_hidden: Output | None = None,
     ) -> None:
         super().__init__()
         self.name, self.sizes, self.ensemble, self.dropout = name, tuple(sizes), ensemble, dropout
+        self.norm, self.trunk = layer_norm if isinstance(layer_norm, Norm) else Norm(), trunk
         members = range(ensemble or 1)
         weights, biases = [], []
         for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
@@ -70,48 +106,59 @@ class MLP(torch.nn.Module):
                     generator = torch.Generator().manual_seed(
                         key_of(seed, "init", name, str(member), str(layer)) & 0x7FFFFFFFFFFFFFFF
                     )
-                    layer_weights.append(_init_weight(init, fan_in, fan_out, generator))
-                    layer_biases.append(_init_bias(init, fan_in, fan_out, generator))
+                    own = {len(sizes) - 2: output, len(sizes) - 3: last_hidden}.get(layer)
+                    if own is not None:
+                        weight, bias = _init_output(own, fan_in, fan_out, generator)
+                    else:
+                        weight = _init_weight(init, fan_in, fan_out, generator)
+                        bias = _init_bias(init, fan_in, fan_out, generator)
+                    layer_weights.append(weight)
+                    layer_biases.append(bias)
             lead = (len(seeds),) if ensemble is None else (len(seeds), ensemble)
             weights.append(torch.nn.Parameter(torch.stack(layer_weights).view(*lead, fan_in, fan_out)))
             biases.append(torch.nn.Parameter(torch.stack(layer_biases).view(*lead, 1, fan_out)))
         self.weights, self.biases = torch.nn.ParameterList(weights), torch.nn.ParameterList(biases)
         self.norms = torch.nn.ParameterList()
         if layer_norm:
-            for width in sizes[1:-1]:
+            for width in sizes[1:] if trunk else sizes[1:-1]:
                 scale = torch.nn.Parameter(torch.ones(*lead, 1, width))
                 self.norms.extend([scale, torch.nn.Parameter(torch.zeros(*lead, 1, width))])
 
     def forward(
-        self, x: Tensor, noise: Noise | None = None, members: int | None = None, frozen: bool = False
+        self, x: Tensor, noise: Noise | None = None, members: int | Tensor | None = None, frozen: bool = False
     ) -> Tensor:
         """[R, B, in] -> [R, B, out], or [R, E, B, out] with an ensemble (then x may also be [R, E, B, in]).
 
         Args:
             x: inputs.
             noise: where given, dropout is applied.
-            members: only the first so many of an ensemble.
+            members: only the first so many of an ensemble, or those of these numbers [R, K], int64.
             frozen: the parameters get no gradient (a policy's loss through its critic).
         """
         replicas, batch = x.shape[0], x.shape[-2]
-        ensemble = members or self.ensemble
+        ensemble = members.shape[1] if isinstance(members, Tensor) else members or self.ensemble
         if ensemble is not None:
             if x.dim() == 3:
                 x = x.unsqueeze(1).expand(-1, ensemble, -1, -1)
             x = x.reshape(replicas * ensemble, batch, x.shape[-1])
         weights, biases = self._stacked(self.weights, members, frozen), self._stacked(self.biases, members, frozen)
-        if len(self.norms) or (noise is not None and self.dropout):
+        if len(self.norms) or self.trunk or (noise is not None and self.dropout):
             norms = self._stacked(self.norms, members, frozen)
             x = self._layer_by_layer(x, weights, biases, norms, noise, ensemble)
         else:
             x = perceptron(x, weights, biases)
         return x if ensemble is None else x.view(replicas, ensemble, batch, -1)
 
-    def _stacked(self, parameters: torch.nn.ParameterList, members: int | None, frozen: bool) -> list[Tensor]:
+    def _stacked(
+        self, parameters: torch.nn.ParameterList, members: int | Tensor | None, frozen: bool
+    ) -> list[Tensor]:
         """The parameters as [R, ...] or [R * E, ...]."""
         chosen = [p.detach() if frozen else p for p in parameters]
         if self.ensemble is None:
             return chosen
+        if isinstance(members, Tensor):
+            replica = torch.arange(len(members), device=members.device)[:, None]
+            return [p[replica, members].flatten(0, 1) for p in chosen]
         return [p[:, :members].flatten(0, 1) if members else p.flatten(0, 1) for p in chosen]
 
     def _layer_by_layer(
@@ -127,16 +174,22 @@ class MLP(torch.nn.Module):
         last = len(weights) - 1
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
-            if layer == last:
+            if layer == last and not self.trunk:
                 break
-            if norms:
-                x = torch.nn.functional.layer_norm(x, x.shape[-1:]) * norms[2 * layer] + norms[2 * layer + 1]
+            if norms and not self.norm.after:
+                x = self._normalized(x, norms, layer)
             x = torch.relu_(x)
+            if norms and self.norm.after:
+                x = self._normalized(x, norms, layer)
             if noise is not None and self.dropout:
                 rows = () if ensemble is None else (ensemble,)
                 keep = noise.keep(f"{self.name}/dropout{layer}", 1.0 - self.dropout, *rows, *x.shape[1:])
                 x = x * (keep.view(x.shape) / (1.0 - self.dropout))
         return x
+
+    def _normalized(self, x: Tensor, norms: list[Tensor], layer: int) -> Tensor:
+        scale, shift = norms[2 * layer : 2 * layer + 2]
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=self.norm.eps) * scale + shift
 
 
 class Adam(torch.nn.Module):
@@ -182,7 +235,13 @@ class Adam(torch.nn.Module):
     def step(self, loss: Tensor) -> None:
         """One update on `loss` [R]: its sum over replicas is differentiated, so replicas stay independent."""
         found = torch.autograd.grad(loss, self._params, self._ones)
-        grads = [grad.contiguous() for grad in found]  # the fused kernel does not read strides
+        self._update([grad.contiguous() for grad in found])  # the fused kernel does not read strides
+
+    def coast(self) -> None:
+        """One update with a gradient of zero: moments decay and parameters move on, as where a loss leaves them out."""
+        self._update([torch.zeros_like(parameter) for parameter in self._params])
+
+    def _update(self, grads: list[Tensor]) -> None:
         with torch.no_grad():
             if self.max_grad_norm is not None:
                 self._clip(grads, self.max_grad_norm)

@@ -85,9 +85,10 @@ class Noise(_Draws):
     def turn(self, period: int) -> int:
         """This update's number modulo `period`, a Python int: how a method acts only on every second update.
 
-        Under CUDA graph capture the branch taken is recorded, so `period` must divide the chunk.
+        Under CUDA graph capture the branch taken is recorded, so `period` must divide the chunk; chunks of one update,
+        as beside environment steps, are free on a CPU.
         """
-        if self.chunk % period:
+        if self.chunk % period and (self.chunk > 1 or self._device.type == "cuda"):
             raise ValueError(f"expected a period that divides {self.chunk}, got {period}")
         return (self._first + self._slot) % period
 

@@ -16,7 +16,7 @@ class DeterministicPolicy(MLP):
     """tanh(MLP): [R, B, O] -> [R, B, A]."""
 
     def forward(
-        self, x: Tensor, noise: Noise | None = None, members: int | None = None, frozen: bool = False
+        self, x: Tensor, noise: Noise | None = None, members: int | Tensor | None = None, frozen: bool = False
     ) -> Tensor:
         """Actions in (-1, 1)."""
         return torch.tanh(super().forward(x, noise, members, frozen))
@@ -42,7 +42,7 @@ class GaussianPolicy(MLP):
         self.log_std = torch.nn.Parameter(torch.zeros(len(seeds), 1, sizes[-1]))
 
     def forward(
-        self, x: Tensor, noise: Noise | None = None, members: int | None = None, frozen: bool = False
+        self, x: Tensor, noise: Noise | None = None, members: int | Tensor | None = None, frozen: bool = False
     ) -> Tensor:
         """The mean, [R, B, A]."""
         return torch.tanh(super().forward(x, noise, members, frozen))

@@ -15,8 +15,12 @@ from typing import TypeVar
 from offon.algorithms.interface import Method
 
 ENTRY_POINTS = "offon.algorithms"
-PROTOCOLS = ("offline", "hybrid", "on_policy_hybrid", "experiment_design")
-_PACKAGE_FILES = ("bc", "td3_bc", "iql", "hnpg", "hyq", "ftpedel", "lsvi", "rlpd")
+PROTOCOLS = ("offline", "offline_to_online", "hybrid", "on_policy_hybrid", "experiment_design")
+_PACKAGE_FILES = (
+    *("bc", "td3_bc", "iql", "awac", "cql", "rebrac", "sac", "wsrl"),
+    *("hnpg", "hyq", "rlpd"),
+    *("ftpedel", "lsvi"),
+)
 _METHODS: dict[str, type[Method]] = {}
 _FILES: dict[str, str] = {}  # method name -> sha256 of the file that defines it, for files outside the package
 _M = TypeVar("_M", bound=type[Method])

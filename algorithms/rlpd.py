@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from offon.algorithms.interface import Algorithm, Obs, Plan, Rows, Spec
-from offon.algorithms.losses import critic_loss
+from offon.algorithms.losses import critic_loss, soft_target
 from offon.algorithms.nn import MLP, Adam
 from offon.algorithms.noise import ActNoise, Noise
 from offon.algorithms.registry import register
@@ -27,19 +27,6 @@ def subset_minimum(q: Tensor, draw: Tensor, count: int) -> Tensor:
     """Minimum over `count` critics chosen without replacement by the uniforms `draw` [R, E]: [R, E, B] -> [R, B]."""
     chosen = draw.topk(count, 1).indices[..., None].expand(-1, -1, q.shape[-1])
     return q.gather(1, chosen).amin(1)
-
-
-def soft_target(
-    reward: Tensor,
-    terminated: Tensor,
-    next_q: Tensor,
-    next_log_prob: Tensor,
-    discount: Tensor,
-    temperature: Tensor | None,
-) -> Tensor:
-    """R + discount (1 - terminated) (Q(s', a') - temperature log pi(a'|s')), [R, B]; None: without the entropy."""
-    value = next_q if temperature is None else next_q - temperature * next_log_prob
-    return torch.addcmul(reward, discount * (1.0 - terminated), value)
 
 
 def actor_loss(q: Tensor, log_prob: Tensor, temperature: Tensor, reduction: str = "mean") -> Tensor:

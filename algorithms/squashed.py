@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offon.algorithms.nn import MLP
+from offon.algorithms.nn import MLP, Norm, Output
 
 
 def squashed_log_prob(normal: Tensor, log_std: Tensor, before: Tensor) -> Tensor:
@@ -25,39 +25,93 @@ def squashed_log_prob(normal: Tensor, log_std: Tensor, before: Tensor) -> Tensor
     return (gaussian - squash).sum(-1)
 
 
+STDS = ("head", "free", "affine")
+
+
 class SquashedGaussian(MLP):
-    """Policies [R, B, O] -> mean and log-std [R, B, A] of a Gaussian before the tanh."""
+    """Policies [R, B, O] -> mean and log-std [R, B, A] of a Gaussian before the tanh.
+
+    Args:
+        seeds: one per replica.
+        name: part of the seed of the initial weights.
+        sizes: input width, hidden widths, number of actions.
+        log_std_range: clamp of the log-std.
+        init: of the weights, see MLP.
+        layer_norm: in the hidden layers.
+        std: "head" (an output of the network), "free" (one per action, starting at 1) or "affine" (such an output
+            times a learned factor plus a learned summand, starting at 1 and -1).
+        output: how the last layer starts, where it differs.
+        last_hidden: likewise the layer before it.
+    """
 
     def __init__(
-        self, seeds: Sequence[int], name: str, sizes: Sequence[int], log_std_range: tuple[float, float], init: str
+        self,
+        seeds: Sequence[int],
+        name: str,
+        sizes: Sequence[int],
+        log_std_range: tuple[float, float],
+        init: str,
+        layer_norm: bool | Norm = False,
+        std: str = "head",
+        output: Output | None = None,
+        last_hidden: Output | None = None,
     ) -> None:
-        super().__init__(seeds, name, (*sizes[:-1], 2 * sizes[-1]), init=init)
-        self.log_std_range = log_std_range
+        width = sizes[-1] if std == "free" else 2 * sizes[-1]
+        widths = (*sizes[:-1], width)
+        super().__init__(
+            seeds, name, widths, layer_norm=layer_norm, init=init, output=output, last_hidden=last_hidden
+        )
+        self.log_std_range, self.std = log_std_range, std
+        if std == "free":
+            self.free_log_std = torch.nn.Parameter(torch.zeros(len(seeds), 1, sizes[-1]))
+        elif std == "affine":
+            self.std_factor = torch.nn.Parameter(torch.ones(len(seeds), 1, 1))
+            self.std_summand = torch.nn.Parameter(torch.full((len(seeds), 1, 1), -1.0))
+        elif std != "head":
+            raise ValueError(f"expected std among {', '.join(STDS)}, got {std!r}")
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and clamped log-std."""
-        mean, log_std = self(x).chunk(2, -1)
+        if self.std == "free":
+            mean = self(x)
+            log_std = self.free_log_std.expand_as(mean)
+        else:
+            mean, log_std = self(x).chunk(2, -1)
+        if self.std == "affine":
+            log_std = torch.addcmul(self.std_summand, log_std, self.std_factor)
         return mean, torch.nn.functional.hardtanh(log_std, *self.log_std_range)
 
     def sample(self, x: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions [R, B, A] in (-1, 1) and their log densities [R, B], for standard normals [R, B, A]."""
+        """Actions [R, B, A] in (-1, 1) and their log densities [R, B], for standard normals [R, B, A].
+
+        With normals [R, N, B, A], N actions for each row: [R, N, B, A] and [R, N, B].
+        """
         mean, log_std = self.moments(x)
+        if normal.dim() > mean.dim():
+            mean, log_std = mean[:, None], log_std[:, None]
         before = mean + log_std.exp() * normal
         return torch.tanh(before), squashed_log_prob(normal, log_std, before)
 
 
 class Temperature(torch.nn.Module):
-    """Weight of the entropy, exp(log_value), one per replica [R, 1]."""
+    """Weight of the entropy, one per replica [R, 1]: exp of a parameter, or its softplus."""
 
-    def __init__(self, replicas: int, initial: float) -> None:
+    def __init__(self, replicas: int, initial: float, softplus: bool = False) -> None:
         super().__init__()
-        self.log_value = torch.nn.Parameter(torch.full((replicas, 1), math.log(initial)))
+        self.softplus = softplus
+        raw = math.log(math.expm1(initial)) if softplus else math.log(initial)
+        self.log_value = torch.nn.Parameter(torch.full((replicas, 1), raw))
 
     def value(self) -> Tensor:
         """[R, 1]."""
-        return self.log_value.exp()
+        return torch.nn.functional.softplus(self.log_value) if self.softplus else self.log_value.exp()
 
 
 def temperature_loss(temperature: Tensor, entropy: Tensor, target: float) -> Tensor:
     """Temperature (H - target), [R, 1] and [R] -> [R]; it falls while the entropy is above its target."""
     return temperature.squeeze(-1) * (entropy - target)
+
+
+def log_temperature_loss(log_temperature: Tensor, entropy: Tensor, target: float) -> Tensor:
+    """Log-temperature times (H - target), [R, 1] and [R] -> [R]: a gradient without the temperature's factor."""
+    return log_temperature.squeeze(-1) * (entropy - target)

@@ -23,10 +23,13 @@ class Actors:
         policy: R policies.
         env: R rows.
         phase: of the protocol; part of the seed of the actions' noise.
+        reward_map: factor and summand that the rewards of rows are put through, as the logged ones were.
     """
 
-    def __init__(self, policy: Policy, env: envs.BatchEnv, phase: str) -> None:
-        self.policy, self.env, self.phase = policy, env, phase
+    def __init__(
+        self, policy: Policy, env: envs.BatchEnv, phase: str, reward_map: tuple[float, float] = (1.0, 0.0)
+    ) -> None:
+        self.policy, self.env, self.phase, self.reward_map = policy, env, phase, reward_map
         method, replicas = policy.method, env.n
         self.episode = torch.zeros(replicas, dtype=torch.int64)
         self.history = torch.zeros(replicas, env.spec.horizon, method.spec.act_dim, dtype=method.dtype)
@@ -52,7 +55,7 @@ class Actors:
         row = {
             "obs": self.policy.normalized(x.obs[:, 0]),
             "action": action[:, 0],
-            "reward": result.reward,
+            "reward": result.reward * self.reward_map[0] + self.reward_map[1],
             "next_obs": self.policy.normalized(result.obs),
             "terminated": result.terminated.float(),
             "truncated": result.truncated.float(),

@@ -217,13 +217,20 @@ def build_method(job: Job, data: Loaded | Finite) -> Method:
         act_dim=1 if isinstance(data, Finite) else data.train.act_dim,
         horizon=job.task["horizon"],
         action="box" if env_id is None else envs.env_spec(env_id, **job.settings["env_options"]).action,
-        updates={job.settings["protocol"]: job.settings["updates"]},
+        updates=_updates(job.settings),
         stats={} if isinstance(data, Finite) else data.train.stats(),
         features=data.features() if isinstance(data, Finite) else None,
     )
     method = method_class(job.algorithm)
     swept = {name: Swept(r.swept[name] for r in job.replicas) for name in job.replicas[0].swept}
     return method(spec, replace(method_config(job), **swept), job.seeds)
+
+
+def _updates(settings: dict[str, Any]) -> dict[str, int]:
+    """How long each phase goes on: updates offline, environment steps online."""
+    if "switch" in settings:
+        return {"offline": settings["switch"], "online": settings["updates"] - settings["switch"]}
+    return {settings["protocol"]: settings["updates"]}
 
 
 def try_out(job: Job, data: Loaded | Finite, replicas: list[Replica]) -> None:
@@ -239,9 +246,9 @@ def try_out(job: Job, data: Loaded | Finite, replicas: list[Replica]) -> None:
         if isinstance(data, Loaded):
             method.prepare(data.train)
         stepper = PROTOCOLS[job.settings["protocol"]].load().make_stepper(job, method, data, "cpu")
-        metrics = stepper.run(stepper.first_update, 1)
-        if not metrics:
-            raise ValueError("update returned no metric; return at least one [R], such as the loss of each replica")
+        for first in getattr(stepper, "trials", (stepper.first_update,)):
+            if not stepper.run(first, 1):
+                raise ValueError("update returned no metric; return at least one [R], such as the loss of each replica")
     except Exception as error:  # a plug-in may raise anything
         if os.environ.get("OFFON_DEBUG"):
             raise

@@ -25,6 +25,7 @@ from offon.benchmark.stepper import restore, snapshot
 from offon.benchmark.synthetic import chain_detours, chain_transitions
 from offon.benchmark.trial import (
     ODD,
+    ONLINE,
     OTHERS,
     SEEDS,
     act,
@@ -316,6 +317,7 @@ class Property(NamedTuple):
     check: Callable[[type[Method], str | None], str | None]
     needs: str = ""  # "cuda"
     per_preset: bool = False
+    per_phase: bool = False  # tried in the online phase of offline_to_online too
     kinds: tuple[type[Method], ...] = ALL  # of method that promise it
 
     @property
@@ -325,20 +327,20 @@ class Property(NamedTuple):
 
 
 CONTRACT = (
-    Property(metrics_are_finite_and_keep_their_keys, per_preset=True),
+    Property(metrics_are_finite_and_keep_their_keys, per_preset=True, per_phase=True),
     Property(state_has_a_replica_axis_or_none),
-    Property(update_rebinds_nothing, kinds=(Algorithm,)),
+    Property(update_rebinds_nothing, kinds=(Algorithm,), per_phase=True),
     Property(same_seeds_give_the_same_bits),
-    Property(another_replicas_data_change_nothing, per_preset=True),
+    Property(another_replicas_data_change_nothing, per_preset=True, per_phase=True),
     Property(another_replicas_parameters_change_nothing),
-    Property(a_broken_replica_leaves_the_others_alone),
+    Property(a_broken_replica_leaves_the_others_alone, per_phase=True),
     Property(one_replica_alone_agrees),
     Property(equal_nets_start_different),
-    Property(noise_is_the_only_randomness),
-    Property(update_never_waits_for_the_device, kinds=(Algorithm,)),
+    Property(noise_is_the_only_randomness, per_phase=True),
+    Property(update_never_waits_for_the_device, kinds=(Algorithm,), per_phase=True),
     Property(operations_stay_within_the_budget, kinds=(Algorithm,)),
-    Property(a_captured_graph_agrees, needs="cuda", kinds=(Algorithm,)),
-    Property(resume_is_bit_equal),
+    Property(a_captured_graph_agrees, needs="cuda", kinds=(Algorithm,), per_phase=True),
+    Property(resume_is_bit_equal, per_phase=True),
     Property(config_survives_json, per_preset=True),
     Property(every_setting_is_documented),
     Property(acting_is_a_function_of_its_inputs),
@@ -354,8 +356,12 @@ def cases(method: type[Method]) -> list[tuple[Property, str | None]]:
         (promise, preset)
         for promise in CONTRACT
         if issubclass(method, promise.kinds)
-        for preset in (None, *(method.PRESETS if promise.per_preset else ()))
+        for preset in (None, *(method.PRESETS if promise.per_preset else ()), *_phases(promise, method))
     ]
+
+
+def _phases(promise: Property, method: type[Method]) -> tuple[str, ...]:
+    return (ONLINE,) if promise.per_phase and "offline_to_online" in method.protocols else ()
 
 
 def missing(promise: Property, method: type[Method]) -> str:

@@ -27,10 +27,14 @@ class Curves:
         self.summed += count
 
     def close_point(self, update: int) -> None:
-        """Makes a point of the mean since the last one."""
+        """Makes a point of the mean since the last one; a metric that was not measured, in another phase, is NaN."""
         self.metric_updates.append(update)
-        for name, total in self.sums.items():
-            self.metrics.setdefault(name, []).append((total / self.summed).cpu().numpy())
+        found = {name: (total / self.summed).cpu().numpy() for name, total in self.sums.items()}
+        nothing = np.full_like(next(iter(found.values())), np.nan)
+        for name in found.keys() - self.metrics.keys():
+            self.metrics[name] = [nothing] * (len(self.metric_updates) - 1)
+        for name, points in self.metrics.items():
+            points.append(found.get(name, nothing))
         self.sums, self.summed = {}, 0
 
     def to_tensors(self) -> dict[str, Tensor]:

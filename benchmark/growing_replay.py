@@ -9,6 +9,7 @@ from torch import Tensor
 
 from offon.algorithms.interface import Rows
 from offon.algorithms.noise import Noise
+from offon.benchmark.replay import Replay
 from offon.datasets.transitions import Batch
 
 
@@ -46,6 +47,14 @@ class GrowingReplay:
         indices = self._first + noise.integers(f"rows/{name}", self.size, rows.n)
         found = self.rows.flatten(0, 1).index_select(0, indices.reshape(-1))
         return Batch(found.view(*indices.shape, -1), self.layout)
+
+    def draw_from_both(self, logged: Replay, name: str, rows: Rows, noise: Noise) -> Batch:
+        """A minibatch, uniform over the logged rows and those held together."""
+        drawn = noise.integers(f"rows/{name}", self.size + logged.size, rows.n)
+        own = (drawn - logged.size).clamp(min=0) + self._first
+        found = self.rows.flatten(0, 1).index_select(0, own.reshape(-1)).view(*drawn.shape, -1)
+        offline = logged.gather(drawn.clamp(max=logged.size - 1)).rows
+        return Batch(torch.where((drawn < logged.size)[..., None], offline, found), self.layout)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""

@@ -10,16 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from offon import envs
-from offon.algorithms.interface import Algorithm, Method
-from offon.benchmark.acting import Actors
-from offon.benchmark.builder import Loaded, replay_for
+from offon.algorithms.interface import Method
+from offon.benchmark.acting_stepper import ActingStepper, stepper_of
+from offon.benchmark.builder import Loaded
 from offon.benchmark.evaluator import Evaluation
-from offon.benchmark.growing_replay import GrowingReplay
 from offon.benchmark.progress_metrics import success_facts
-from offon.benchmark.rollout import Policy
 from offon.benchmark.runs import Job
-from offon.benchmark.stepper import Stepper, snapshot
+from offon.benchmark.stepper import snapshot
 from offon.benchmark.training import Training
 
 PHASE = "hybrid"
@@ -27,79 +24,9 @@ _CHUNK = 50  # environment steps between looks at metrics
 _CURVE_POINTS = 100
 
 
-class HybridStepper:
-    """Runs environment steps with the updates that go with them.
-
-    Args:
-        actors: R replicas in their environments.
-        stepper: of the updates; its online replay is what the actors fill.
-    """
-
-    def __init__(self, actors: Actors, stepper: Stepper) -> None:
-        assert stepper.online is not None
-        self.actors, self.stepper, self.online = actors, stepper, stepper.online
-        self.method = stepper.method
-        self.plan = self.method.plan(PHASE)
-
-    @property
-    def first_update(self) -> int:
-        """The first environment step with an update."""
-        return self.plan.warmup_steps
-
-    def run(self, first: int, count: int) -> dict[str, Tensor]:
-        """Environment steps `first` ... `first + count - 1`; returns the sum of each metric over their updates, [R]."""
-        totals: dict[str, Tensor] = {}
-        for step in range(first, first + count):
-            self.online.add(self.actors.step(uniform=step < self.plan.random_steps))
-            if step + 1 > self.plan.warmup_steps:
-                updates = self.plan.updates_per_step
-                for name, value in self.stepper.run(step * updates, updates).items():
-                    totals[name] = totals[name] + value if name in totals else value
-        return totals
-
-    def updates_in(self, first: int, count: int) -> int:
-        """Updates that `run` makes in these steps."""
-        return max(0, first + count - max(first, self.plan.warmup_steps)) * self.plan.updates_per_step
-
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside the method's own state."""
-        replay = {f"online/{name}": tensor for name, tensor in self.online.state().items()}
-        return replay | {f"actors/{name}": tensor for name, tensor in self.actors.state().items()}
-
-    def set_state(self, tensors: dict[str, Tensor]) -> None:
-        """Puts back what `state` gave."""
-        parts = {
-            prefix: {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            for prefix in ("online/", "actors/")
-        }
-        self.online.set_state(parts["online/"])
-        self.actors.set_state(parts["actors/"])
-
-
-def make_stepper(job: Job, method: Method, data: Loaded, device: str) -> HybridStepper:
-    """What makes the steps of a job; the method is on the device already.
-
-    Raises:
-        ValueError: for settings that mean something for logged data alone.
-    """
-    assert isinstance(method, Algorithm)
-    if method.config.reward != "none":
-        raise ValueError(
-            "expected algorithm.reward=none: a transform of logged rewards would not hold for those that the method "
-            "earns itself"
-        )
-    env = envs.make(job.task["env"], method.replicas, device=device, **job.settings["env_options"])
-    capacity = min(method.plan(PHASE).capacity, job.settings["updates"])
-    return hybrid_stepper(method, data, env, capacity, device)
-
-
-def hybrid_stepper(method: Algorithm, data: Loaded, env: envs.BatchEnv, capacity: int, device: str) -> HybridStepper:
-    """A method with its replays and actors."""
-    method.begin(PHASE)
-    replay = replay_for(method, data, PHASE, device)
-    online = GrowingReplay(method.replicas, capacity, replay.layout, device)
-    stepper = Stepper(method, replay, PHASE, device, online, chunk=method.plan(PHASE).updates_per_step)
-    return HybridStepper(Actors(Policy(method, data.original.stats()), env, PHASE), stepper)
+def make_stepper(job: Job, method: Method, data: Loaded, device: str) -> ActingStepper:
+    """What makes the steps of a job; the method is on the device already."""
+    return stepper_of(job, method, data, device, PHASE, job.settings["updates"])
 
 
 class HybridTraining(Training):

@@ -24,7 +24,7 @@ class RunOptions:
     score_max: float | None = None  # return that counts as 100, for your own file
     clip_actions: bool = False  # clip logged actions that lie outside [-1, 1] instead of refusing the file
     seeds: Any = 10  # how many (0, 1, 2, …), or a list such as [3,4]
-    updates: int = 100_000  # gradient updates per seed, of protocol offline
+    updates: int = 100_000  # gradient updates per seed, of protocols that begin with logged data alone
     env_steps: int = 0  # environment steps per seed, of protocols that act; 0: the protocol's own number
     eval_every: int = 0  # updates or env steps between evaluations; 0: a twentieth of the updates; the protocol's own
     eval_episodes: int = 0  # episodes of such an evaluation, per seed; 0: the protocol's own number (offline: 10)

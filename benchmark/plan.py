@@ -211,11 +211,15 @@ def _budget(protocol: Protocol, options: RunOptions, task: Task) -> dict[str, An
         budget = options.updates
     else:
         budget = options.env_steps or protocol.default_budget
+    first: dict[str, Any] = {}
+    if protocol.name == "offline_to_online":
+        first, budget = {"switch": options.updates}, options.updates + budget
     few = max(1, task.final_episodes // 5)
     exact = protocol.name == "experiment_design"  # values are computed, not estimated from episodes
     return {
         "protocol": protocol.name,
         "updates": budget,
+        **first,
         "eval_every": options.eval_every or protocol.eval_every or max(1, budget // 20),
         "eval_episodes": 1 if exact else options.eval_episodes or min(protocol.eval_episodes, few),
         "final_episodes": 1 if exact else options.final_episodes or task.final_episodes,
@@ -276,8 +280,11 @@ def _check_shapes(task: Task, spec: envs.EnvSpec, data: Any) -> None:
         )
 
 
-def _limit(protocol: Protocol, budget: int) -> dict[str, Any]:
+def _limit(protocol: Protocol, settings: dict[str, Any]) -> dict[str, Any]:
     """How long a cell's runs went on, as its identity says it."""
+    budget, switch = settings["updates"], settings.get("switch")
+    if switch is not None:
+        return {"updates": {"offline": switch}, protocol.budget: budget - switch}
     return {"updates": {protocol.name: budget}} if protocol.budget == "updates" else {protocol.budget: budget}
 
 
@@ -293,7 +300,7 @@ def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[
             "final_episodes": settings["final_episodes"],
             "final_first_seed": seed_ranges.REPORTING[0],
         },
-        "protocol": {"name": settings["protocol"], **_limit(PROTOCOLS[settings["protocol"]], settings["updates"])},
+        "protocol": {"name": settings["protocol"], **_limit(PROTOCOLS[settings["protocol"]], settings)},
         **rules(composed.method, job.task["env"], settings["env_options"]),
     }
     for values in itertools.product(*composed.swept.values()):

@@ -20,8 +20,8 @@ class Protocol:
     """One training loop."""
 
     name: str
-    unit: str  # what progress, curves and `updates` of a record are counted in
-    budget: str  # the option of `offon run` that limits it
+    unit: str  # what progress, curves and `updates` of a record are counted in; steps: updates, then env steps
+    budget: str  # the option of `offon run` that limits it; before the env steps of a second phase come `updates`
     default_budget: int  # where that option is left at 0
     eval_every: int  # between evaluations, where the option is left at 0; 0: a twentieth of the budget
     eval_episodes: int  # of an evaluation along the way, where the option is left at 0
@@ -37,6 +37,9 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol("offline", "updates", "updates", 100_000, 0, 10, "offline", "OfflineTraining"),
+        Protocol(
+            "offline_to_online", "steps", "env_steps", 100_000, 0, 10, "offline_to_online", "OfflineToOnlineTraining"
+        ),
         Protocol("hybrid", "env steps", "env_steps", 150_000, 1000, 10, "hybrid", "HybridTraining"),
         Protocol("on_policy_hybrid", "env steps", "env_steps", 150_000, 1, 30, "on_policy", "OnPolicyTraining"),
         Protocol("experiment_design", "rounds", "env_steps", 4_000_000, 1, 1, "design", "DesignTraining"),

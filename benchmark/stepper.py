@@ -94,6 +94,8 @@ class Stepper:
             return self.replay.draw(name, rows, self.noise)
         if self.online is None:
             raise ValueError(f"rows {name!r} of what was played were asked for, but under this protocol nobody plays")
+        if rows.of == "all":
+            return self.online.draw_from_both(self.replay, name, rows, self.noise)
         return self.online.draw(name, rows, self.noise)
 
     def _capture(self, first_update: int) -> None:

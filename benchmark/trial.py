@@ -27,6 +27,7 @@ from offon.datasets.transitions import Transitions
 SEEDS = (0, 1, 2, 3)  # four replicas: a number that is no width, batch size or ensemble size of a tiny method
 ODD = 2  # the replica that is disturbed
 OTHERS = [index for index in range(len(SEEDS)) if index != ODD]
+ONLINE = "online"  # stands for a preset: the second phase of offline_to_online, at the tiny setting
 _CLOSE = 1e-4
 _ACTING = 64  # rows per replica when acting, as in evaluation
 _UPDATES_PER_ROUND = 10  # a round of a method that acts is worth so many updates: it holds a roll-out and many steps
@@ -36,7 +37,7 @@ def tiny_config(method: type[Method], preset: str | None = None) -> Any:
     """The method's tiny setting; with a preset, those of its fields that do not set the size."""
     tiny, default = method.Config.tiny(), method.Config()
     sizes = {entry.name for entry in fields(tiny) if getattr(tiny, entry.name) != getattr(default, entry.name)}
-    chosen = method.PRESETS[preset] if preset else {}
+    chosen = method.PRESETS[preset] if preset and preset != ONLINE else {}
     return replace(tiny, **{name: value for name, value in chosen.items() if name not in sizes})
 
 
@@ -68,7 +69,7 @@ def start(
     if issubclass(method, Design):
         return design_trial(method, config, seeds, ODD if odd else None)
     assert issubclass(method, Algorithm)
-    phase = method.protocols[0]
+    phase = first_phase(method)
     train = transforms.transform_reward(data or random_transitions(), config.reward)
     if config.normalize_obs:
         train = transforms.normalize_obs(train)
@@ -77,18 +78,29 @@ def start(
     built = method(spec, config, seeds)
     built.prepare(train)
     built.to(device).begin(phase)
+    if preset == ONLINE:
+        phase = ONLINE
+        built.begin(phase)
     replay = (OddRows if odd else Replay)(
         train, columns_of(built.sources(phase)), device, getattr(config, "discount", None)
     )
     if isinstance(replay, OddRows):
         replay.odd = ODD
-    return Stepper(built, replay, phase, device, _played(replay, len(seeds), device))
+    return Stepper(built, replay, phase, device, _played(replay, len(seeds), device, odd))
 
 
-def _played(replay: Replay, replicas: int, device: str) -> GrowingReplay:
-    """The same rows once more, as if every replica had played them."""
+def first_phase(method: type[Method]) -> str:
+    """The phase that a method begins with, under its first protocol."""
+    return "offline" if method.protocols[0] == "offline_to_online" else method.protocols[0]
+
+
+def _played(replay: Replay, replicas: int, device: str, odd: bool) -> GrowingReplay:
+    """The same rows once more, as if every replica had played them; one may have played others."""
     online = GrowingReplay(replicas, replay.size, replay.layout, device)
-    online.set_state({"rows": replay.rows.expand(replicas, -1, -1), "added": torch.tensor(replay.size)})
+    rows = replay.rows.expand(replicas, -1, -1).clone()
+    if odd:
+        rows[ODD] = rows[ODD].roll(7, 0)
+    online.set_state({"rows": rows, "added": torch.tensor(replay.size)})
     return online
 
 

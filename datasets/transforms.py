@@ -31,18 +31,24 @@ def normalize_obs(transitions: Transitions) -> Transitions:
 
 def transform_reward(transitions: Transitions, name: str) -> Transitions:
     """Return the transitions with their rewards changed: one of REWARD_TRANSFORMS by name."""
+    if name == "none":
+        return transitions
+    scale, shift = reward_map(transitions, name)
+    return replace(
+        transitions,
+        reward=transitions.reward * scale + shift,
+        recorded_return=transitions.behaviour_return,  # of the raw rewards
+        identity=transitions.identity.extended(f"reward={name}"),
+    )
+
+
+def reward_map(transitions: Transitions, name: str) -> tuple[float, float]:
+    """Return factor and summand of a transform, which raw rewards earned later are put through as well."""
     if name not in REWARD_TRANSFORMS:
         near = difflib.get_close_matches(name, REWARD_TRANSFORMS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(REWARD_TRANSFORMS)}"
         raise DataError(f"unknown reward transform {name!r}; {hint}")
-    if name == "none":
-        return transitions
-    return replace(
-        transitions,
-        reward=REWARD_TRANSFORMS[name](transitions),
-        recorded_return=transitions.behaviour_return,  # of the raw rewards
-        identity=transitions.identity.extended(f"reward={name}"),
-    )
+    return REWARD_TRANSFORMS[name](transitions)
 
 
 def return_range(reward: Tensor, last_rows: Tensor) -> tuple[float, float]:
@@ -80,20 +86,24 @@ def return_scale(least: float, greatest: float) -> float:
     return _SPAN / (greatest - least)
 
 
-def _range1000(transitions: Transitions) -> Tensor:
+def _range1000(transitions: Transitions) -> tuple[float, float]:
     # official IQL finds episodes by discontinuity (split_by_discontinuity); here they are known
     returns = transitions.episode_returns()
-    return transitions.reward * return_scale(float(returns.min()), float(returns.max()))
+    return return_scale(float(returns.min()), float(returns.max())), 0.0
 
 
-def _range1000_corl(transitions: Transitions) -> Tensor:
+def _range1000_corl(transitions: Transitions) -> tuple[float, float]:
     ends = split_by_count(transitions.terminated)
-    return transitions.reward * return_scale(*return_range(transitions.reward, ends))
+    return return_scale(*return_range(transitions.reward, ends)), 0.0
 
 
-REWARD_TRANSFORMS: dict[str, Callable[[Transitions], Tensor]] = {
-    "none": lambda transitions: transitions.reward,
+REWARD_TRANSFORMS: dict[str, Callable[[Transitions], tuple[float, float]]] = {  # to factor and summand
+    "none": lambda _: (1.0, 0.0),
     "range1000": _range1000,
     "range1000_corl": _range1000_corl,
-    "minus_one": lambda transitions: transitions.reward - 1.0,  # AntMaze
+    "minus_one": lambda _: (1.0, -1.0),  # AntMaze
+    "ten_minus_five": lambda _: (10.0, -5.0),  # AntMaze: 0 and 1 become -5 and 5
+    "ten_plus_five": lambda _: (10.0, 5.0),  # Adroit with rewards of -1 and 0
+    "minus_four": lambda _: (1.0, -4.0),  # kitchen
+    "hundredfold": lambda _: (100.0, 0.0),  # ReBRAC on AntMaze
 }
