@@ -16,6 +16,7 @@ from typing import Any
 from offon.envs.base import EnvError
 
 INSTALL = 'pip install "offon[mujoco]"'
+_ARENA = "2M"  # scratch memory of a row; the robots use 34 kB, MuJoCo's own choice is 14 MB
 _CONTACTS_CHANGED = (3, 5)  # from here on the margins of a contact are added up
 
 
@@ -59,17 +60,15 @@ def mujoco_version() -> str:
 def load_model(xml: str, gap: Gap) -> Any:
     """Return the MjModel of one of Gymnasium's files, e.g. "hopper.xml"."""
     mujoco = require_mujoco()
-    path = _assets() / xml
-    if gap == Gap():
-        return mujoco.MjModel.from_xml_path(str(path))
-    tree = ElementTree.parse(path).getroot()
+    tree = ElementTree.parse(_assets() / xml).getroot()
+    tree.append(ElementTree.Element("size", memory=_ARENA))
     for tags, attribute, factor in (
         (("geom",), "friction", gap.friction),
         (("geom", "option"), "density", gap.density),
         (("joint",), "damping", gap.damping),
     ):
         for element in tree.iter():
-            if element.tag in tags and attribute in element.attrib:
+            if factor != 1.0 and element.tag in tags and attribute in element.attrib:
                 element.set(attribute, _scaled(element.get(attribute, ""), factor))
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(tree, encoding="unicode"))
     model.opt.gravity *= gap.gravity

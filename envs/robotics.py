@@ -4,8 +4,10 @@ Which names mean what:
 
 - "AdroitHandDoor-v1" and the other three hands are the package's own, those of Minari's D4RL/door/... data. "door",
   "hammer", "relocate", "pen" are D4RL's: the same states and observations (replayed from logged states in the tests),
-  but the package pays 0.1 times the distance between palm and object where D4RL charges it.
-- "antmaze-umaze", ... start in one corner and have the goal in the other, as D4RL evaluates. The observation is
+  but the package pays 0.1 times the distance between palm and object where D4RL charges it, and goes on after the pen
+  is dropped where D4RL ends the episode.
+- "antmaze-umaze", ... start in one corner and have the goal in the other, as D4RL evaluates, but with the package's
+  noise: up to a quarter of a cell, where D4RL's start has 0.1 and its goal lies up to 1.5 off. The observation is
   D4RL's, 29 numbers: the place, then the 27 of the package; `goal=shown` appends the goal. The coordinates are the
   package's: the origin is the middle of the maze and y points the other way, so that a policy that learned from D4RL's
   own AntMaze data is lost here; data of Minari's are meant.
@@ -35,6 +37,7 @@ from offon.envs.rowwise import RowwiseEnv
 INSTALL = 'pip install "offon[robotics]"'
 GOALS = ("hidden", "shown")
 _APPROACH = 0.1  # per unit of distance between palm and object: charged by D4RL, paid by the package
+_DROPPED = 0.075  # a pen whose middle is lower lies on the ground
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Member:
     cells: dict[str, np.ndarray] | None = None  # row and column where an episode starts and where its goal is
     place: bool = False  # the observation begins with the place, which the package keeps apart
     approach: slice | None = None  # where in an observation palm minus object stands, if D4RL's reward is wanted
+    height: int | None = None  # where in an observation the object's height stands, if a drop ends the episode
     has_goal: bool = False
 
 
@@ -71,7 +75,7 @@ MEMBERS: dict[str, Member] = {
     "AdroitHandRelocate-v1": Member("AdroitHandRelocate-v1", 39, 30, 200),
     "door": Member("AdroitHandDoor-v1", 39, 28, 200, approach=slice(35, 38)),
     "hammer": Member("AdroitHandHammer-v1", 46, 26, 200, approach=slice(33, 39)),
-    "pen": Member("AdroitHandPen-v1", 45, 24, 100),
+    "pen": Member("AdroitHandPen-v1", 45, 24, 100, height=26),
     "relocate": Member("AdroitHandRelocate-v1", 39, 30, 200, approach=slice(30, 33)),
     "antmaze-umaze": _maze("AntMaze", "UMaze", 700, (1, 1), (3, 1)),
     "antmaze-medium": _maze("AntMaze", "Medium", 1000, (1, 1), (6, 6)),
@@ -138,7 +142,7 @@ class Robotics(RowwiseEnv):
 
 
 class _OneTask(gymnasium.Env):
-    """One row: a flat observation, and D4RL's reward where that is wanted."""
+    """One row: a flat observation, and D4RL's reward and end where those are wanted."""
 
     def __init__(self, member: Member, shows_goal: bool) -> None:
         self._member, self._shows_goal, self._time = member, shows_goal, 0
@@ -164,7 +168,9 @@ class _OneTask(gymnasium.Env):
         self._time += 1
         obs = self.flat(seen)
         over = bool(truncated) or self._time >= self._member.horizon
-        return obs, float(reward) - self._correction(obs), bool(terminated), over, {}
+        height = self._member.height
+        dropped = height is not None and bool(obs[height] < _DROPPED)
+        return obs, float(reward) - self._correction(obs), bool(terminated) or dropped, over, {}
 
     def flat(self, obs: Any) -> np.ndarray:
         """Return the vector that stands for what the package shows."""

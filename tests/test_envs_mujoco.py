@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -171,9 +172,20 @@ def test_nan_actions_do_no_harm_to_neighbours_and_are_gone_after_a_reset(env_id)
 
 @pytest.mark.parametrize("xml", ["hopper.xml", "half_cheetah.xml", "walker2d.xml", "ant.xml", "swimmer.xml"])
 def test_factors_of_one_change_nothing(xml):
-    plain, edited = load_model(xml, Gap()), load_model(xml, Gap(gravity=1.0 + 1e-16, damping=1))
+    mujoco = require_mujoco()
+    folder = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+    plain, edited = mujoco.MjModel.from_xml_path(str(folder / xml)), load_model(xml, Gap())
     for name in ("geom_friction", "body_mass", "body_inertia", "dof_damping", "geom_margin"):
         assert np.array_equal(getattr(plain, name), getattr(edited, name))
+
+
+def test_the_scratch_memory_of_a_row_is_small_and_far_from_full():
+    for member in MEMBERS:
+        env = make(f"mujoco/{member}", 1)
+        env.reset(None, [0])
+        for action in actions(f"mujoco/{member}", 200, 1):
+            env.step(action)
+        assert 20 * env._data[0].maxuse_arena < env._models[0].narena < 3e6
 
 
 def test_friction_is_scaled_only_where_the_model_writes_it():

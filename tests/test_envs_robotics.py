@@ -113,6 +113,44 @@ def test_d4rls_reward_charges_the_approach_that_the_package_pays(member):
         assert difference == pytest.approx(0.2 * np.linalg.norm(palm - thing), abs=1e-5)
 
 
+def test_d4rls_pen_ends_when_it_is_dropped_and_the_packages_goes_on():
+    ours, theirs = make("robotics/pen", 1), make("robotics/AdroitHandPen-v1", 1)
+    ours.reset(None, [0]), theirs.reset(None, [0])
+    for action in plan("pen", 100, 0):
+        left, right = ours.step(action), theirs.step(action)
+        assert torch.equal(left.obs, right.obs) and torch.equal(left.reward, right.reward)
+        assert left.terminated.item() is (left.obs[0, 26].item() < 0.075) and not right.terminated.item()
+        if left.terminated.item():
+            break
+    assert left.terminated.item() and not theirs.step(action).terminated.item()
+    ours.close(), theirs.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("member", "episodes", "published", "tolerance"),
+    [
+        ("door", 60, -56.512833, 0.3),  # measured -56.60, standard error 0.08; by the package's reward -45.8
+        ("hammer", 60, -274.856578, 2.0),  # -275.35, 0.66; -267.9
+        ("relocate", 60, -6.425911, 2.0),  # -5.68, 0.56; 10.7
+        ("pen", 300, 96.262799, 40.0),  # 61.1, 10.5 (of 1,500 episodes 71.9, 5.9); without the end at a drop -148
+    ],
+)
+def test_random_actions_earn_what_d4rl_publishes_for_a_random_policy(member, episodes, published, tolerance):
+    """No data of hammer, relocate and pen are at hand: their lower reference scores stand in for them."""
+    env, rng, returns = make(f"robotics/{member}", 1), np.random.default_rng(0), []
+    for seed in range(episodes):
+        env.reset(None, [seed])
+        total, over = 0.0, False
+        while not over:
+            action = rng.uniform(-1, 1, (1, env.spec.act_dim)).astype(np.float32)
+            result = env.step(torch.from_numpy(action))
+            total, over = total + result.reward.item(), bool(result.terminated | result.truncated)
+        returns.append(total)
+    assert np.mean(returns) == pytest.approx(published, abs=tolerance)
+    env.close()
+
+
 # --- D4RL's door-human
 
 
@@ -167,7 +205,7 @@ def test_logged_states_of_the_door_are_observed_as_they_were_logged(demonstratio
 
 
 def test_one_step_from_every_logged_state_gives_the_logged_successor_and_reward(demonstrations, door):
-    """The solver's warm start is not logged: where the hand is in contact a successor is off by up to 7e-3."""
+    """The solver's warm start is not logged: where the hand is in contact a successor is off by up to 9e-3."""
     data, errors, paid = demonstrations, [], []
     for episode, (start, length) in enumerate(zip(data["starts"], data["lengths"], strict=True)):
         for row in range(start, start + length - 1, 11):
@@ -175,8 +213,8 @@ def test_one_step_from_every_logged_state_gives_the_logged_successor_and_reward(
             obs, reward, *_ = door.step(data["actions"][row])
             errors.append(np.abs(obs - data["observations"][row + 1]).max())
             paid.append(abs(reward - data["rewards"][row]))
-    assert np.median(errors) < 1e-7 and np.quantile(errors, 0.99) < 1e-3 and max(errors) < 2e-2
-    assert np.median(paid) < 1e-7 and max(paid) < 1e-3
+    assert np.median(errors) < 1e-7 and np.quantile(errors, 0.99) < 2e-4 and max(errors) < 1e-2
+    assert np.median(paid) < 1e-7 and max(paid) < 4e-4
 
 
 @pytest.mark.parametrize("episode", [0, 10, 24])

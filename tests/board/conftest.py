@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from offon.benchmark.records import Planned, Scan, identity, scan, write_record
+from offon.benchmark.tasks import load_tasks
 
 REFERENCE = {"neorl2/DMSD": (30.6, 849.51, 494.453), "neorl2/Pipeline": (-296.0, 751.0, 429.007)}
+SUITE = tuple(REFERENCE)  # all that has a simulator in these tests
 SKILL = {"bc": 62.0, "td3_bc": 66.0, "iql": 71.0}
 
 
@@ -177,3 +180,15 @@ def found(tmp_path):
 def plan():
     """A replica without a record: plan(seed, state, task=..., label=...)."""
     return pending
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_suite_of_two_tasks():
+    """The suite neorl2 as if only two of its tasks could be acted in; in these tests, and before all other fixtures."""
+    tasks = {
+        name: dataclasses.replace(task, env=None) if name.startswith("neorl2/") and name not in SUITE else task
+        for name, task in load_tasks().items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offon.benchmark.suites.load_tasks", lambda: tasks)
+        yield

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from offon.benchmark import suites
 from offon.benchmark.board_text import csv_text, markdown, print_table, summary
 from offon.benchmark.cells import LeaderboardError, group_cells, incidents
 from offon.benchmark.leaderboard import build_table, write_board
 from offon.benchmark.page import page
 from offon.benchmark.published import published_rows
 from offon.benchmark.records import Record, Scan
-from offon.benchmark.tasks import get_task, load_tasks
+from offon.benchmark.tasks import get_task
 
 SPECIFIED = (
     "task,algorithm,config_id,seeds,episodes,iqm,ci_low,ci_high,mean,std,median,oracle_best,behaviour_score,"
@@ -274,7 +275,8 @@ def test_a_suite_row_says_everywhere_how_many_tasks_it_covers(full):
 
 def test_a_suite_is_ranked_only_with_every_task_that_has_a_simulator(write, found, monkeypatch):
     known = {task: dataclasses.replace(get_task("neorl2/DMSD"), name=task) for task in ("neorl2/DMSD", "neorl2/Fusion")}
-    monkeypatch.setattr("offon.benchmark.suites.load_tasks", lambda: load_tasks() | known)
+    tasks = suites.load_tasks()
+    monkeypatch.setattr(suites, "load_tasks", lambda: tasks | known)
     for task in ("neorl2/DMSD", "neorl2/Pipeline"):
         for seed in range(5):
             write(seed, task=task)

@@ -12,6 +12,7 @@ from offon import envs
 from offon.algorithms.interface import Rows, Spec
 from offon.algorithms.noise import Noise
 from offon.algorithms.rlpd import RLPD
+from offon.benchmark import checkpoints
 from offon.benchmark.acting import Actors
 from offon.benchmark.growing_replay import GrowingReplay
 from offon.benchmark.rollout import Policy
@@ -217,9 +218,15 @@ def test_evaluation_changes_no_number_of_training(run):
     assert all(torch.equal(tensor, rare[name]) for name, tensor in often.items())
 
 
-def test_a_transform_of_logged_rewards_is_refused(offon, command):
-    done = offon(*command("out"), "algorithm.reward=range1000")
-    assert done.status == 2 and "expected algorithm.reward=none" in done.err
+def test_rewards_that_it_earns_are_transformed_as_the_logged_ones_were(run):
+    earned = []
+    for transform in ("none", "minus_one"):
+        (job,) = run(f"algorithm.reward={transform}", out=transform).jobs
+        rows = checkpoints.load_latest(job.folder)[0]["loop/online/rows"]
+        earned.append(rows[:, :4])  # uniform actions at first: the same in both
+    plain, shifted = earned
+    (changed,) = (index for index in range(rows.shape[-1]) if not torch.equal(plain[..., index], shifted[..., index]))
+    torch.testing.assert_close(plain[..., changed] - 1.0, shifted[..., changed])
 
 
 def test_a_method_that_wants_own_rows_is_told_where_nobody_plays():

@@ -226,7 +226,7 @@ def test_transforms_of_logged_rewards_are_refused(offon, command):
 
 
 def test_a_method_that_acts_needs_a_simulator(offon, command):
-    done = offon(*command("out"), "task=d4rl/door-human-v0")
+    done = offon(*command("out"), "task=dsrl/MetaDrive-easysparse")
     assert done.status == 2 and "do not run together" in done.err
 
 
