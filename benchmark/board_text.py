@@ -82,7 +82,9 @@ def sample_sections(acting: pd.DataFrame | None) -> list[tuple[tuple[str, str], 
     sections: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in [] if acting is None else acting.to_dict("records"):
         sections.setdefault((row["kind"], row["task"]), []).append({str(key): value for key, value in row.items()})
-    return [((kind, f"{task}: what acting cost"), rows) for (kind, task), rows in sections.items()]
+    titles = {"switch": "from offline to online"}
+    named = {key: f"{key[1]}: {titles.get(key[0], 'what acting cost')}" for key in sections}
+    return [((key[0], named[key]), rows) for key, rows in sections.items()]
 
 
 def _sample_table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -95,6 +95,9 @@ def curves(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: int
             found, look = statistics.curve_estimate(curves, seed), looks[cell.name]
             axes.plot(updates, found.point, look.line, color=look.colour, linewidth=1.5)
             axes.fill_between(updates, found.low, found.high, color=look.colour, alpha=0.15, linewidth=0)
+        for switch in sorted({switch for cell in cells for switch in _switches(cell)}):
+            axes.axvline(switch, color="0.35", linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
+            axes.annotate("online", (switch, 1.0), xycoords=("data", "axes fraction"), fontsize=6, va="bottom")
         _behaviour_line(axes, cells, vertical=False)
         axes.set_title(short(task))
         axes.set_xlabel(_progress_unit(cells))
@@ -103,6 +106,12 @@ def curves(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: int
     states = states_of((cell for cells in tasks.values() for cell in cells), min_seeds)
     legend(figure, looks, states, marker=False, behaviour=_has_behaviour(tasks))
     return figure
+
+
+def _switches(cell: Cell) -> set[int]:
+    """Where the runs of a cell went online."""
+    summaries = (record.summary or {} for record in cell.records.values())
+    return {summary["switch"] for summary in summaries if "switch" in summary}
 
 
 def profiles(suites: dict[str, list[Contestant]], looks: Looks, seed: int, min_seeds: int) -> Figure:

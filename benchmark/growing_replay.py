@@ -32,6 +32,8 @@ class GrowingReplay:
         self.rows = torch.zeros(replicas, capacity, width, device=device)
         self.size = torch.zeros((), dtype=torch.int64, device=device)  # rows held
         self.added = 0  # rows ever added
+        self._both: Tensor | None = None  # rows held and logged ones together: one tensor, which draws may keep
+        self._logged = 0
         self._first = torch.arange(replicas, device=device)[:, None] * capacity
 
     def add(self, columns: Mapping[str, Tensor]) -> None:
@@ -40,7 +42,7 @@ class GrowingReplay:
         for name, where in self.layout.items():
             self.rows[:, place, where] = columns[name].reshape(len(self.rows), -1).to(self.rows)
         self.added += 1
-        self.size.fill_(min(self.added, self.capacity))
+        self._count()
 
     def draw(self, name: str, rows: Rows, noise: Noise) -> Batch:
         """A minibatch [R, n, ...], uniform with replacement over what is held."""
@@ -50,7 +52,9 @@ class GrowingReplay:
 
     def draw_from_both(self, logged: Replay, name: str, rows: Rows, noise: Noise) -> Batch:
         """A minibatch, uniform over the logged rows and those held together."""
-        drawn = noise.integers(f"rows/{name}", self.size + logged.size, rows.n)
+        if self._both is None:
+            self._both, self._logged = self.size + logged.size, logged.size
+        drawn = noise.integers(f"rows/{name}", self._both, rows.n)
         own = (drawn - logged.size).clamp(min=0) + self._first
         found = self.rows.flatten(0, 1).index_select(0, own.reshape(-1)).view(*drawn.shape, -1)
         offline = logged.gather(drawn.clamp(max=logged.size - 1)).rows
@@ -66,4 +70,9 @@ class GrowingReplay:
         self.added = int(tensors["added"])
         held = min(self.added, self.capacity)
         self.rows[:, :held] = tensors["rows"].to(self.rows)
-        self.size.fill_(held)
+        self._count()
+
+    def _count(self) -> None:
+        self.size.fill_(min(self.added, self.capacity))
+        if self._both is not None:
+            self._both.copy_(self.size + self._logged)

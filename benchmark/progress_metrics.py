@@ -1,4 +1,4 @@
-"""What a run that acts is judged by beside its score: whether, and after how much acting, a task was solved."""
+"""What a run that acts is judged by beside its score: when a task was solved, and what going online did."""
 
 from __future__ import annotations
 
@@ -54,3 +54,27 @@ def success_facts(
         "success": success_share(final[index], success_return),
         "solved_at": solved_at(at, [returns[index] for returns in played], success_return),
     }
+
+
+def fine_tuning(at: np.ndarray, scores: np.ndarray, switch: int) -> dict[str, np.ndarray]:
+    """What the second phase did to the score of each seed, [S] each.
+
+    Args:
+        at: progress [P] at each evaluation; the switch is among them, and something after it.
+        scores: [S, P].
+        switch: progress at which acting began.
+
+    Returns:
+        at_switch, the deepest drop below it afterwards (0: none), the steps until the score is back after that deepest
+        point (inf: not again; 0: it never fell), and the area: the mean score over the second phase, by trapezoids.
+    """
+    at, scores = at[at >= switch], scores[:, at >= switch]
+    start = scores[:, 0]
+    deepest = scores.argmin(axis=1)
+    recovered = np.zeros(len(scores))
+    for seed, lowest in enumerate(deepest):
+        if scores[seed, lowest] < start[seed]:
+            back = np.flatnonzero(scores[seed, lowest:] >= start[seed])
+            recovered[seed] = at[lowest + back[0]] - switch if len(back) else np.inf
+    area = np.trapezoid(scores, at, axis=1) / (at[-1] - at[0])
+    return {"at_switch": start, "drop": start - scores.min(axis=1), "recovered": recovered, "area": area}

@@ -14,17 +14,21 @@ import pandas as pd
 
 from offon.benchmark import statistics
 from offon.benchmark.cells import MIN_SEEDS, Cell
+from offon.benchmark.progress_metrics import fine_tuning
 
 COLUMNS = (
     *("kind", "task", "algorithm", "config_id", "seeds", "seeds_expected", "status", "env_steps"),
     *("solved", "steps_to_solve", "steps_low", "steps_high", "success", "success_low", "success_high"),
     *("success_of_mean_action", "episodes", "episodes_low", "episodes_high", "episodes_std"),
     *("suboptimality", "suboptimality_max", "epsilon", "failures", "delta", "certified_epsilon", "logged_episodes"),
-    *("stopped_themselves", "notes"),
+    *("at_switch", "at_switch_low", "at_switch_high", "drop", "drop_low", "drop_high"),
+    *("recovered", "recovered_low", "recovered_high", "area", "area_low", "area_high"),
+    *("final", "final_low", "final_high", "regret", "stopped_themselves", "notes"),
 )
 NARROW = (  # headings that fit 80 columns
     *("algorithm", "solved", "env steps to solve [95 %]", "success [95 %]"),
     *("online episodes [95 %]", "certified", "logged episodes", "seeds"),
+    *("at the switch [95 %]", "drop [95 %]", "final [95 %]"),
 )
 COUNTS = ("seeds", "seeds_expected", "env_steps", "solved", "failures", "logged_episodes", "stopped_themselves")
 READING = (
@@ -33,7 +37,10 @@ READING = (
     "did not get there. Online episodes: mean over seeds with its 95 % interval, logged ones not counted. "
     "Sub-optimality is exact. Failures: seeds whose answer falls short by more than epsilon; of a certified method at "
     "most a share of delta may. A method without a certificate plays as many episodes as it is told to: its number is "
-    "no stopping time, and not to be compared with one."
+    "no stopping time, and not to be compared with one. At the switch from logged data to acting: mean score over "
+    "seeds of the evaluation there; drop: how far it fell below that afterwards; recovered: median environment steps "
+    "until it was back after its deepest point; area: mean score over the online phase; regret: 1 minus a hundredth of "
+    "the area."
 )
 
 
@@ -44,7 +51,10 @@ def samples(cells: Iterable[Cell], seed: int = 0, min_seeds: int = MIN_SEEDS) ->
         summaries = [cell.records[number].summary for number in cell.seeds]
         if not summaries or not all(summaries):
             continue
-        facts = _design(cell, summaries, seed) if "online_episodes" in summaries[0] else _lock(summaries, seed)
+        if "switch" in summaries[0]:
+            facts = _switch(cell, summaries, seed)
+        else:
+            facts = _design(cell, summaries, seed) if "online_episodes" in summaries[0] else _lock(summaries, seed)
         rows.append(dict.fromkeys(COLUMNS) | _common(cell, min_seeds) | facts)
     rows.sort(key=lambda row: (row["kind"] != "lock", row["task"], *_cost(row), row["algorithm"]))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(COUNTS, "Int64"))
@@ -127,6 +137,27 @@ def _design(cell: Cell, summaries: list[dict[str, Any]], seed: int) -> dict[str,
     }
 
 
+def _switch(cell: Cell, summaries: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """What going online did; without evaluations, and before anything was played, the steps alone."""
+    switch = summaries[0]["switch"]
+    found: dict[str, Any] = {"kind": "switch", "env_steps": max(each["env_steps"] for each in summaries)}
+    at, scores = cell.curve
+    if not (len(at) and switch in at and at[-1] > switch):
+        return found
+    facts = fine_tuning(at, scores, switch)
+    for name, values in (("at_switch", facts["at_switch"]), ("drop", facts["drop"]), ("area", facts["area"])):
+        found |= _named(name, _mean(values, seed))
+    found |= _named("recovered", median_with_censored(facts["recovered"], seed))
+    found |= _named("final", _mean(cell.scores, seed))
+    if cell.score_kind == "score":
+        found["regret"] = 1.0 - found["area"] / 100.0
+    return found
+
+
+def _named(name: str, values: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
 def _mean(values: np.ndarray, seed: int) -> tuple[float, float, float]:
     found = statistics.estimate(values[:, None], statistics.mean, seed)
     return float(found.point), float(found.low), float(found.high)
@@ -134,6 +165,8 @@ def _mean(values: np.ndarray, seed: int) -> tuple[float, float, float]:
 
 def _cost(row: dict[str, Any]) -> tuple[bool, float]:
     """Sort key: certified designs before others, then by what it took."""
+    if row["kind"] == "switch":
+        return _missing(row["final"]), 0.0 if _missing(row["final"]) else -row["final"]
     if row["kind"] == "lock":
         return False, float("inf") if row["steps_to_solve"] is None else row["steps_to_solve"]
     return row["certified_epsilon"] is None, row["episodes"]
@@ -149,9 +182,22 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
         return {
             "algorithm": row["algorithm"],
             "solved": "" if _missing(row["solved"]) else f"{int(row['solved'])} of {int(row['seeds'])}",
-            "env steps to solve [95 %]": _steps(row),
+            "env steps to solve [95 %]": _steps(row, "steps_to_solve", "steps"),
             "success [95 %]": _interval(row, "success", ".2f"),
             "by mean action": _number(row["success_of_mean_action"], ".2f"),
+            "env steps": _number(row["env_steps"], ",.0f"),
+            "seeds": seeds,
+            "status": row["status"],
+        }
+    if row["kind"] == "switch":
+        return {
+            "algorithm": row["algorithm"],
+            "at the switch [95 %]": _interval(row, "at_switch", ".1f"),
+            "drop [95 %]": _interval(row, "drop", ".1f"),
+            "recovered after": _steps(row, "recovered"),
+            "area [95 %]": _interval(row, "area", ".1f"),
+            "final [95 %]": _interval(row, "final", ".1f"),
+            "regret": _number(row["regret"], ".3f"),
             "env steps": _number(row["env_steps"], ",.0f"),
             "seeds": seeds,
             "status": row["status"],
@@ -183,11 +229,13 @@ def _interval(row: dict[str, Any], name: str, form: str) -> str:
     return _number(row[name], form) + (f" [{low}, {high}]" if low else "")
 
 
-def _steps(row: dict[str, Any]) -> str:
-    if _missing(row["steps_to_solve"]):
+def _steps(row: dict[str, Any], name: str, bounds: str | None = None) -> str:
+    """A number of steps with its interval; beyond what was played as more than that."""
+    if _missing(row[name]):
         return ""
+    bounds = bounds or name
     texts = [
         f"> {int(row['env_steps']):,}" if np.isinf(value) else _number(value, ",.0f")
-        for value in (row["steps_to_solve"], row["steps_low"], row["steps_high"])
+        for value in (row[name], row[f"{bounds}_low"], row[f"{bounds}_high"])
     ]
     return texts[0] + (f" [{texts[1]}, {texts[2]}]" if texts[1] else "")
