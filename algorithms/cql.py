@@ -65,7 +65,7 @@ class CQL(FineTuning):
         conservative_weight: float = 10.0  # of the gap; 5 antmaze, 1 adroit
         lagrange: bool = False  # a learned multiplier keeps the gap at `target_gap`
         target_gap: float = 0.8  # of the multiplier
-        clip_min: float = -torch.inf  # least gap of a row; -200 for antmaze and fine-tuning
+        clip_min: float = -1e9  # least gap of a row: as good as none; -200 for antmaze and fine-tuning
         importance: bool = True  # candidates are weighted by their densities; without, the logged action is one of them
         n_actions: int = 10  # candidates of each kind
         gap_temperature: float = 1.0  # of the soft maximum
