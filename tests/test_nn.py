@@ -132,7 +132,7 @@ def test_orthogonal_init_has_gain_root_two_in_every_layer():
 
 
 def test_an_unknown_init_is_refused():
-    with pytest.raises(ValueError, match="expected init 'torch', 'orthogonal' or 'xavier', got 'he'"):
+    with pytest.raises(ValueError, match="expected init 'torch', 'orthogonal', 'xavier', 'tenth' or 'tenth_fan_out', got 'he'"):
         MLP((0,), "net", (1, 1), init="he")
 
 

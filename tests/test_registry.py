@@ -31,7 +31,7 @@ def test_the_package_holds_its_three_methods():
     methods = registry.load_all()
     assert {"bc", "iql", "td3_bc"} <= set(methods)
     assert list(methods) == sorted(methods)
-    assert (methods["iql"].name, methods["iql"].version, methods["iql"].protocols) == ("iql", 1, ("offline",))
+    assert (methods["iql"].name, methods["iql"].version, methods["iql"].protocols) == ("iql", 1, ("offline", "offline_to_online"))
     assert registry.file_sha256("iql") is None
 
 
@@ -44,7 +44,7 @@ def test_an_unknown_name_gets_the_nearest_one(own_registry, name, hint):
 
 
 def test_a_name_like_no_other_gets_the_list(own_registry):
-    with pytest.raises(AlgorithmError, match=r"no algorithm named 'zzzz'\. Known: bc"):
+    with pytest.raises(AlgorithmError, match=r"no algorithm named 'zzzz'\. Known: awac, bc"):
         own_registry.get("zzzz")
 
 
