@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -80,7 +80,8 @@ class CQL(FineTuning):
         @classmethod
         def tiny(cls) -> CQL.Config:
             """The contract suite's."""
-            sizes = {"hidden_dims": (16, 16), "critic_hidden_dims": (16, 16), "n_critics": 3, "n_actions": 3}
+            widths: dict[str, Any] = {"hidden_dims": (16, 16), "critic_hidden_dims": (16, 16)}
+            sizes: dict[str, Any] = {**widths, "n_critics": 3, "n_actions": 3}
             return cls(batch_size=16, tau=0.05, policy_lr=3e-3, critic_lr=3e-3, conservative_weight=0.5, **sizes)
 
     _FINETUNE = {"normalize_obs": False, "policy_lr": 1e-4, "max_backup": True, "clip_min": -200.0}

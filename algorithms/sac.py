@@ -114,23 +114,31 @@ class SAC(FineTuning):
         with torch.no_grad():
             normal = noise.normal("next_action", data.rows.shape[1], self.spec.act_dim)
             action, log_prob = self.policy.sample(data.next_obs, normal)
-            next_q = self.target_critic(torch.cat((data.next_obs, action), -1)).squeeze(-1).amin(1)
-            temperature, discount = self.temperature.value(), self.hp("discount")
-            target = soft_target(data.reward, data.terminated, next_q, log_prob, discount, temperature)
+            next_q = self.target_critic(torch.cat((data.next_obs, action), -1)).squeeze(-1)
         q = self.critic(data.obs_action).squeeze(-1)
-        loss = critic_loss(q, target)
+        loss = self._critic_loss(data, noise, q, next_q, log_prob)
         self.critic_optimizer.step(loss)
         ema_(self.target_critic, self.critic, self.config.tau)
         return loss, q
+
+    def _critic_loss(self, data: Batch, noise: Noise, q: Tensor, next_q: Tensor, log_prob: Tensor) -> Tensor:
+        """TD error [R] of values [R, E, B] against the least next value; what a variant adds to."""
+        temperature, discount = self.temperature.value().detach(), self.hp("discount")
+        target = soft_target(data.reward, data.terminated, next_q.amin(1), log_prob, discount, temperature)
+        return critic_loss(q, target)
 
     def _update_policy(self, data: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
         """One step of the policy; returns its loss and the entropy [R] of its sample."""
         normal = noise.normal("policy_action", data.rows.shape[1], self.spec.act_dim)
         action, log_prob = self.policy.sample(data.obs, normal)
         q = self.critic(torch.cat((data.obs, action), -1), frozen=True).squeeze(-1)
-        loss = actor_loss(q, log_prob, self.temperature.value().detach())
+        loss = self._policy_loss(data, noise, q, action, log_prob)
         self.policy_optimizer.step(loss)
         return loss, -log_prob.detach().mean(-1)
+
+    def _policy_loss(self, data: Batch, noise: Noise, q: Tensor, action: Tensor, log_prob: Tensor) -> Tensor:
+        """The policy's loss [R] at its own actions; what a variant adds to."""
+        return actor_loss(q, log_prob, self.temperature.value().detach())
 
     def _update_temperature(self, entropy: Tensor) -> None:
         loss = log_temperature_loss(self.temperature.log_value, entropy, -float(self.spec.act_dim))

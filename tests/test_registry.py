@@ -31,7 +31,8 @@ def test_the_package_holds_its_three_methods():
     methods = registry.load_all()
     assert {"bc", "iql", "td3_bc"} <= set(methods)
     assert list(methods) == sorted(methods)
-    assert (methods["iql"].name, methods["iql"].version, methods["iql"].protocols) == ("iql", 1, ("offline", "offline_to_online"))
+    iql = methods["iql"]
+    assert (iql.name, iql.version, iql.protocols) == ("iql", 1, ("offline", "offline_to_online"))
     assert registry.file_sha256("iql") is None
 
 

@@ -164,6 +164,18 @@ ACTING = {
         "env_steps=12",
         "eval_every=12",
     ),
+    "ro2o": (
+        "algorithm=ro2o",
+        "algorithm.hidden_dims=[16,16]",
+        "algorithm.batch_size=16",
+        "algorithm.n_critics=3",
+        "algorithm.n_perturbations=2",
+        "algorithm.online_warmup=4",
+        "task=offon/dmsd-small",
+        "updates=20",
+        "env_steps=10",
+        "eval_every=15",
+    ),
 }
 ACTED = {
     "hnpg": {
@@ -262,6 +274,20 @@ ACTED = {
         "entropy": 1.3611609,
         "policy_loss": -1.1454283,
         "q": -0.13767372,
+    },
+    "ro2o": {
+        "state": 931.50157,
+        "return": 85.212379,
+        "offline/policy_loss": -1.3296721,
+        "offline/critic_loss": 126.77373,
+        "offline/q": 0.0072788098,
+        "online/critic_loss": 55.230408,
+        "offline/entropy": 1.3546591,
+        "online/entropy": 1.3658816,
+        "offline/temperature": 0.99685776,
+        "online/temperature": 0.99297118,
+        "online/policy_loss": -1.3578867,
+        "online/q": 0.020668933,
     },
 }
 
