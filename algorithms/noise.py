@@ -68,6 +68,7 @@ class Noise(_Draws):
         self._buffers: dict[tuple, tuple[Tensor, Callable[[], Tensor]]] = {}
         self._drawn: set[str] = set()
         self._first, self._slot = 0, 0
+        self.period = 1  # updates after which the turns that were asked for come round together
 
     def begin_chunk(self, first_update: int) -> None:
         """Draws the known numbers of updates `first_update` ... `first_update + chunk - 1`."""
@@ -85,11 +86,12 @@ class Noise(_Draws):
     def turn(self, period: int) -> int:
         """This update's number modulo `period`, a Python int: how a method acts only on every second update.
 
-        Under CUDA graph capture the branch taken is recorded, so `period` must divide the chunk; chunks of one update,
-        as beside environment steps, are free on a CPU.
+        Under CUDA graph capture the branch taken is recorded, so `period` must divide the chunk; where a chunk is one
+        update, as beside environment steps, there is a graph for each turn.
         """
-        if self.chunk % period and (self.chunk > 1 or self._device.type == "cuda"):
+        if self.chunk % period and self.chunk > 1:
             raise ValueError(f"expected a period that divides {self.chunk}, got {period}")
+        self.period = math.lcm(self.period, period)
         return (self._first + self._slot) % period
 
     def _key(self, name: str) -> Tensor:

@@ -16,8 +16,8 @@ from offon.benchmark import device, provenance
 from offon.benchmark.bench_contest import BenchError, Contestant, hold
 
 SCHEMA_VERSION = 1
-WHAT = ("train", "evaluate", "design")
-_UNITS = {"train": "seed-updates", "evaluate": "environment steps", "design": "decisions"}
+WHAT = ("train", "evaluate", "online", "design")
+_UNITS = {"train": "seed-updates", "evaluate": "environment steps", "online": "seed-steps", "design": "decisions"}
 _SHOWN = {  # facts of a contestant, with their headings
     "original_ratio": "x original, elsewhere",
     "operations": "operations",
@@ -40,7 +40,7 @@ def main(
     """Runs a benchmark and prints a table or one JSON document; progress goes to standard error.
 
     Args:
-        what: "train", "evaluate" or "design".
+        what: one of `WHAT`.
         peers: for training, name -> path: d3rlpy's interpreter, CORL's checkout.
         rounds: how often each contestant works.
         as_json: print JSON.
@@ -58,7 +58,7 @@ def main(
 
 
 def _contestants(what: str, peers: Mapping[str, str], where: str) -> list[Contestant]:
-    from offon.benchmark import bench_design, bench_evaluate, bench_train
+    from offon.benchmark import bench_design, bench_evaluate, bench_online, bench_train
 
     if what == "train":
         return bench_train.contestants(peers, where)
@@ -66,7 +66,9 @@ def _contestants(what: str, peers: Mapping[str, str], where: str) -> list[Contes
         raise BenchError(f"expected a benchmark among {', '.join(WHAT)}, got {what!r}")
     if peers:
         raise BenchError(f"expected no --peer for `bench {what}`, which brings its own references; got {list(peers)}")
-    return bench_evaluate.contestants(where) if what == "evaluate" else bench_design.contestants()
+    if what == "design":
+        return bench_design.contestants()
+    return (bench_evaluate if what == "evaluate" else bench_online).contestants(where)
 
 
 def measure(

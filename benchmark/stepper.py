@@ -58,8 +58,7 @@ class Stepper:
         self.online = online
         self.noise = Noise(method.seeds, phase, device, chunk)
         self._sources = method.sources(phase)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._graph_metrics: dict[str, Tensor] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}  # one for each turn of the noise
 
     def run(self, first_update: int, count: int) -> dict[str, Tensor]:
         """Updates `first_update` ... `first_update + count - 1`; returns the sum of each metric over them, [R].
@@ -73,11 +72,11 @@ class Stepper:
         self.noise.begin_chunk(first_update)
         capture = self.device.type == "cuda" and self.method.capturable
         if capture and count == chunk and first_update % chunk == 0:
-            if self._graph is None:
+            if first_update % self.noise.period not in self._graphs:
                 self._capture(first_update)
-            assert self._graph is not None
-            self._graph.replay()
-            return {name: total.clone() for name, total in self._graph_metrics.items()}
+            graph, metrics = self._graphs[first_update % self.noise.period]
+            graph.replay()
+            return {name: total.clone() for name, total in metrics.items()}
         return self._updates(count)
 
     def _updates(self, count: int) -> dict[str, Tensor]:
@@ -103,15 +102,17 @@ class Stepper:
 
         Before it a whole chunk is run on a side stream, so that every draw is known, and undone from a snapshot.
         """
-        before = snapshot(self.method)
+        before, period = snapshot(self.method), self.noise.period
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._updates(self.noise.chunk)
         torch.cuda.current_stream().wait_stream(side)
         restore(self.method, before)
+        if self.noise.period != period:
+            self._graphs.clear()  # recorded when turns were thought to come round sooner
         self.noise.begin_chunk(first_update)  # draws whose names the warm-up has just made known
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._graph_metrics = self._updates(self.noise.chunk)
-        self._graph = graph
+            metrics = self._updates(self.noise.chunk)
+        self._graphs[first_update % self.noise.period] = graph, metrics

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from offon import envs
-from offon.benchmark import bench, bench_contest, bench_design, bench_evaluate, bench_peers, bench_train
+from offon.benchmark import bench, bench_contest, bench_design, bench_evaluate, bench_online, bench_peers, bench_train
 from offon.benchmark.bench_contest import BenchError, Contestant, hold
 from offon.benchmark.bench_reference import single_env
 
@@ -147,6 +147,24 @@ def test_every_kind_of_evaluation_runs(kind, single):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what", ["steps", "updates", "loop"])
+def test_every_kind_of_learning_online_runs(what, monkeypatch):
+    small = {"n_critics": 2, "utd": 2, "batch_size": 8}
+    monkeypatch.setattr(bench_online, "_ACTING", small)
+    monkeypatch.setattr(bench_online, "_LEARNING", small)
+    replicas = 1 if what == "loop" else 2
+    facts, run = bench_online.learning({"what": what, "device": "cpu", "replicas": replicas})
+    assert facts["yield"] == replicas
+    run(2)
+
+
+def test_the_loop_over_critics_changes_every_critic():
+    loop = bench_online.Loop(3, 2, n_critics=3, utd=2, batch_size=64, where="cpu")
+    before = [critic[0].weight.detach().clone() for critic in loop.critics]
+    assert loop.update().isfinite()
+    assert not any(torch.equal(old, new[0].weight) for old, new in zip(before, loop.critics, strict=True))
+
+
 def test_a_contest_takes_turns_and_forms_ratios_round_by_round():
     said: list[str] = []
     ours, other = hold([sleeper(ms=1.0), sleeper("other", ms=3.0)], 3, "wall", units=20, tell=said.append)

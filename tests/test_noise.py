@@ -201,6 +201,17 @@ def test_turn_counts_updates_across_chunks():
         noise.turn(3)
 
 
+def test_with_chunks_of_one_update_any_turn_goes_and_the_period_is_known():
+    noise = Noise((0,), "online", chunk=1)
+    assert noise.period == 1
+    turns = []
+    for first in range(6):
+        noise.begin_chunk(first)
+        turns.append((noise.turn(2), noise.turn(3)))
+    assert turns == [(first % 2, first % 3) for first in range(6)]
+    assert noise.period == 6
+
+
 # ---- acting
 
 
