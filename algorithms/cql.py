@@ -223,10 +223,12 @@ class CalQL(CQL):
         max_backup: bool = True
         clip_min: float = -200.0
         online_sampling: str = "half"
+        failure_reward: float = 0.0  # an episode of nothing but it, transformed, is worth it for ever
 
     PRESETS: ClassVar[Mapping[str, Mapping]] = {
         "antmaze": {
             "reward": "ten_minus_five",
+            "failure_reward": -5.0,
             "lagrange": True,
             "conservative_weight": 5.0,
             "critic_hidden_dims": (256,) * 5,

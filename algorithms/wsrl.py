@@ -81,6 +81,7 @@ class WSRL(Algorithm):
         }
 
         pretrain: str = "cql"  # cql or cal_ql (whose gap is bounded by Monte-Carlo returns); offline only
+        failure_reward: float = 0.0  # an episode of nothing but it, transformed, is worth it for ever; for cal_ql
         n_critics: int = 10  # critics in the ensemble
         target_critics: int = 2  # of them, drawn with replacement for each target
         shared_head: bool = True  # one output layer for all critics (the released code), or one each
@@ -115,6 +116,7 @@ class WSRL(Algorithm):
         "antmaze": {
             "pretrain": "cal_ql",
             "reward": "ten_minus_five",
+            "failure_reward": -5.0,
             "multiplier": True,
             "max_backup_online": True,
             "std": "free",
@@ -131,6 +133,7 @@ class WSRL(Algorithm):
         "adroit_binary": {
             "pretrain": "cal_ql",
             "reward": "ten_plus_five",
+            "failure_reward": -5.0,
             "conservative_weight": 1.0,
             "hidden_dims": (512,) * 2,
             "critic_hidden_dims": (512,) * 3,

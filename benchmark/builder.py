@@ -206,7 +206,8 @@ def assemble(job: Job) -> tuple[Loaded | Finite, Method, Policy]:
 def replay_for(method: Algorithm | OnPolicy, data: Loaded, phase: str, device: str) -> Replay:
     """The rows that a method asks for, on the training device."""
     columns = columns_of(method.sources(phase))
-    return Replay(data.train, columns, device, getattr(method.config, "discount", None))
+    discount, failure = (getattr(method.config, name, None) for name in ("discount", "failure_reward"))
+    return Replay(data.train, columns, device, discount, failure)
 
 
 def build_method(job: Job, data: Loaded | Finite) -> Method:

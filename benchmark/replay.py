@@ -17,10 +17,15 @@ class Replay:
     """Logged transitions that do not change, [N, W] float32."""
 
     def __init__(
-        self, transitions: Transitions, columns: Iterable[str], device: torch.device | str, discount: float | None
+        self,
+        transitions: Transitions,
+        columns: Iterable[str],
+        device: torch.device | str,
+        discount: float | None,
+        failure_reward: float | None = None,
     ) -> None:
         wanted = (*PACKED_COLUMNS, *sorted(set(columns) - set(PACKED_COLUMNS)))
-        rows, self.layout = transitions.pack(wanted, discount)
+        rows, self.layout = transitions.pack(wanted, discount, failure_reward)
         self.rows = rows.to(device)
         self.size = transitions.size
         self.name = transitions.identity.name

@@ -129,14 +129,18 @@ class Transitions:
         return value.float()
 
     def pack(
-        self, columns: Sequence[str] = PACKED_COLUMNS, discount: float | None = None
+        self,
+        columns: Sequence[str] = PACKED_COLUMNS,
+        discount: float | None = None,
+        failure_reward: float | None = None,
     ) -> tuple[Tensor, dict[str, slice]]:
         """Return the columns side by side as float32 rows [N, W], and where each stands.
 
-        Besides the stored columns there are "next_action" and "mc_return" (which needs `discount`). Columns that
-        already are the rows of one packed tensor are returned as that tensor, without a copy.
+        Besides the stored columns there are "next_action" and "mc_return" (which needs `discount`; see there for
+        `failure_reward`). Columns that already are the rows of one packed tensor are returned as that tensor, without a
+        copy.
         """
-        parts = [self._column(name, discount) for name in columns]
+        parts = [self._column(name, discount, failure_reward) for name in columns]
         widths = [part.shape[1] if part.dim() == 2 else 1 for part in parts]
         stops = np.cumsum(widths).tolist()
         layout = {name: slice(stop - width, stop) for name, width, stop in zip(columns, widths, stops, strict=True)}
@@ -148,13 +152,13 @@ class Transitions:
             rows[:, where] = part.reshape(self.size, -1)
         return rows, layout
 
-    def _column(self, name: str, discount: float | None) -> Tensor:
+    def _column(self, name: str, discount: float | None, failure_reward: float | None) -> Tensor:
         if name == "next_action":
             return self.next_action()
         if name == "mc_return":
             if discount is None:
                 raise DataError("column 'mc_return' needs a discount: pack(columns, discount=0.99)")
-            return self.mc_return(discount)
+            return self.mc_return(discount, failure_reward)
         column = getattr(self, name) if name in (*PACKED_COLUMNS, "cost") else None
         if column is None:
             known = [*PACKED_COLUMNS, *(["cost"] if self.cost is not None else []), "next_action", "mc_return"]

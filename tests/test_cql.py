@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from offon.algorithms.cql import CQL, CalQL, fixed_loss, lagrange_losses
 from offon.algorithms.interface import Spec
 from offon.algorithms.sac import actor_loss
 from offon.algorithms.squashed import Temperature, log_temperature_loss
+from offon.benchmark.builder import Loaded, replay_for
+from offon.benchmark.synthetic import random_transitions
 from offon.benchmark.trial import advance, start
 
 Q = {  # two critics at two candidates of each kind, one row: [1, 2, 2, 1]
@@ -116,6 +119,20 @@ def test_cal_ql_asks_for_monte_carlo_returns_offline_only():
     online = {name: (rows.n, rows.of) for name, rows in method.sources("online").items()}
     assert online == {"logged": (8, "offline"), "own": (8, "online")}
     assert CQL(Spec(3, 2), CQL.Config(batch_size=16), (0,)).sources("online")["data"].of == "all"
+
+
+def test_on_sparse_tasks_a_failed_episode_is_worth_its_reward_for_ever():
+    data = random_transitions(episodes=2)
+    reward = torch.full_like(data.reward, -5.0)
+    reward[data.starts[1] + 3] = 5.0  # one success, in the second episode
+    data = replace(data, reward=reward)
+    config = CalQL.Config(**{**CalQL.PRESETS["antmaze"], "reward": "none"})
+    method = CalQL(Spec(data.obs_dim, data.act_dim), config, (0,))
+    replay = replay_for(method, Loaded(data, data), "offline", "cpu")
+    values = replay.rows[:, replay.layout["mc_return"]].squeeze(1)
+    second = int(data.starts[1])
+    assert values[:second].tolist() == pytest.approx([-500.0] * second)
+    assert values[second:].min() > -500.0
 
 
 def test_the_multiplier_grows_while_the_gap_exceeds_its_target():
