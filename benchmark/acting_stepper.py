@@ -55,6 +55,10 @@ class ActingStepper:
         replay = {f"online/{name}": tensor for name, tensor in self.online.state().items()}
         return replay | {f"actors/{name}": tensor for name, tensor in self.actors.state().items()}
 
+    def growing(self) -> dict[str, int]:
+        """Names in `state` of rows that only grow, with the number of the first one that is still held."""
+        return {"online/rows": max(0, self.online.added - self.online.capacity)}
+
     def set_state(self, tensors: dict[str, Tensor]) -> None:
         """Puts back what `state` gave."""
         parts = {

@@ -102,6 +102,9 @@ def _check_key(override: Override) -> None:
     known = [entry.name for entry in fields(RunOptions)]
     if key.startswith(("algorithm.", *_FREE)) or key == "algorithm" or (key in known and f"{key}." not in _FREE):
         return
+    if f"{key}." in _FREE:
+        own = "; a file of your own is dataset=FILE" if key == "data" else ""
+        raise ConfigError(f"expected {key}.NAME=VALUE, got {override.input_line!r}{own}; `offon run --help` lists all")
     _refuse_key(key, [*known, "algorithm"])
 
 

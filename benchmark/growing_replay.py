@@ -61,15 +61,19 @@ class GrowingReplay:
         return Batch(torch.where((drawn < logged.size)[..., None], offline, found), self.layout)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
-        held = min(self.added, self.capacity)
-        return {"rows": self.rows[:, :held], "added": torch.tensor(self.added)}
+        """What a checkpoint must hold: the rows [R, n, W], oldest first, and how many were ever added."""
+        place = self.added % self.capacity
+        rows = self.rows[:, : self.added]
+        if self.added > self.capacity:
+            rows = torch.cat((self.rows[:, place:], self.rows[:, :place]), 1)
+        return {"rows": rows, "added": torch.tensor(self.added)}
 
     def set_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts back what `state` gave."""
         self.added = int(tensors["added"])
-        held = min(self.added, self.capacity)
-        self.rows[:, :held] = tensors["rows"].to(self.rows)
+        rows = tensors["rows"].to(self.rows)
+        place = self.added % self.capacity if self.added > self.capacity else 0
+        self.rows[:, : rows.shape[1]] = rows if place == 0 else rows.roll(place, 1)
         self._count()
 
     def _count(self) -> None:

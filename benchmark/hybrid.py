@@ -54,6 +54,9 @@ class HybridTraining(Training):
     def _state(self) -> dict[str, Tensor]:
         return self.stepper.state()
 
+    def _growing(self) -> dict[str, int]:
+        return self.stepper.growing()
+
     def _set_state(self, tensors: dict[str, Tensor]) -> None:
         self.stepper.set_state(tensors)
 

@@ -28,7 +28,7 @@ class LoadedRun:
     def __init__(self, job: Job) -> None:
         if set(job.statuses()) == {"failed"}:
             raise RecordError(f"{job.folder}: all replicas failed; nothing to act with (the records say why)")
-        found = checkpoints.load_latest(job.folder)
+        found = checkpoints.load_latest(job.folder, with_rows=False)
         if found is None:
             raise RecordError(f"{job.folder}: no checkpoint yet; train it first (`offon runs resume {job.run_id}`)")
         tensors, header = found

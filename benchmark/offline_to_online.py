@@ -106,6 +106,9 @@ class OfflineToOnlineTraining(Training):
     def _state(self) -> dict[str, Tensor]:
         return {} if self.stepper.online is None else self.stepper.online.state()
 
+    def _growing(self) -> dict[str, int]:
+        return {} if self.stepper.online is None else self.stepper.online.growing()
+
     def _set_state(self, tensors: dict[str, Tensor]) -> None:
         if tensors:
             self._go_back_online(tensors)

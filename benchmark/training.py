@@ -49,6 +49,7 @@ class Training(ABC):
         self._evaluator: Evaluator | None = None
         self._started = time.time()
         self._origin = provenance.describe(job.device)  # now: the checkout may change while this code runs
+        self._grown: checkpoints.Grown = {}
         self._revisions: list[dict[str, Any]] = []  # of all sessions, without repetitions
         self._begin()
         self._resume()
@@ -92,6 +93,10 @@ class Training(ABC):
 
     def _state(self) -> dict[str, Tensor]:
         """Tensors of the loop itself that a checkpoint must hold, beside the method's."""
+        return {}
+
+    def _growing(self) -> dict[str, int]:
+        """Names in `_state` of tensors [R, n, W] whose rows only grow, with the number of their first row."""
         return {}
 
     def _set_state(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027  (most loops have no state of their own)
@@ -169,6 +174,7 @@ class Training(ABC):
         self.curves = Curves.from_tensors(tensors, self.job.device)
         self.done, self.seconds, self._started = header["update"], header["seconds"], header["started"]
         self.seconds["resumed"] += 1
+        self._grown = checkpoints.grown(header)
         self._revisions = header.get("revisions", [])  # absent from the first checkpoints
         self.failures = {int(index): tuple(span) for index, span in header["failures"].items()}
         for index in self.failures:
@@ -186,7 +192,9 @@ class Training(ABC):
             "started": self._started,
             "revisions": self._revisions,
         }
-        checkpoints.save(self.job.folder, self.done, {**tensors, **self.curves.to_tensors()}, header)
+        tensors |= self.curves.to_tensors()
+        growing = {f"loop/{name}": first for name, first in self._growing().items()}
+        _, self._grown = checkpoints.save(self.job.folder, self.done, tensors, header, growing, self._grown)
 
     # ---- records
 

@@ -7,7 +7,7 @@ from offon.benchmark import checkpoints
 
 
 def save(folder, update):
-    return checkpoints.save(folder, update, {"weight": torch.full((2, 3), float(update))}, {"update": update})
+    return checkpoints.save(folder, update, {"weight": torch.full((2, 3), float(update))}, {"update": update})[0]
 
 
 def test_what_was_saved_is_loaded(tmp_path):
@@ -34,6 +34,52 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, dama
     data = newest.read_bytes()
     newest.write_bytes({"cut": data[:-5], "altered": data[:-1] + bytes([data[-1] ^ 1]), "emptied": b""}[damage])
     assert checkpoints.load_latest(tmp_path)[1] == {"update": 50}
+
+
+def grow(folder, update, rows, first, known):
+    tensors = {"weight": torch.zeros(1), "rows": rows}
+    return checkpoints.save(folder, update, tensors, {"update": update}, {"rows": first}, known)
+
+
+def segments_of(folder):
+    return sorted(tuple(map(int, path.name.split("-")[1:3])) for path in folder.glob("rows-*"))
+
+
+def test_rows_that_only_grow_are_written_once(tmp_path):
+    rows = torch.arange(60.0).view(2, 10, 3)
+    _, known = grow(tmp_path, 10, rows[:, :0], 0, None)
+    _, known = grow(tmp_path, 20, rows[:, :4], 0, known)
+    before = (tmp_path / known["rows"][1][-1][2]).stat().st_mtime_ns
+    _, known = grow(tmp_path, 30, rows, 0, known)
+    assert segments_of(tmp_path) == [(0, 4), (4, 10)]
+    assert (tmp_path / known["rows"][1][-2][2]).stat().st_mtime_ns == before
+    tensors, header = checkpoints.load_latest(tmp_path)
+    assert torch.equal(tensors["rows"], rows) and header["update"] == 30
+    assert "rows" not in checkpoints.load_latest(tmp_path, with_rows=False)[0]
+
+
+def test_rows_that_were_overwritten_are_dropped_with_their_files(tmp_path):
+    rows = torch.arange(60.0).view(2, 10, 3)
+    known = None
+    for stop in range(2, 11, 2):  # four rows are held
+        first = max(0, stop - 4)
+        _, known = grow(tmp_path, stop, rows[:, first:stop], first, known)
+    assert torch.equal(checkpoints.load_latest(tmp_path)[0]["rows"], rows[:, 6:10])
+    assert segments_of(tmp_path) == [(4, 6), (6, 8), (8, 10)]  # of two checkpoints
+
+
+@pytest.mark.parametrize("damage", ["altered", "removed"])
+def test_a_checkpoint_whose_rows_are_damaged_falls_back_to_the_one_before(tmp_path, damage):
+    rows = torch.arange(60.0).view(2, 10, 3)
+    _, known = grow(tmp_path, 10, rows[:, :4], 0, None)
+    _, known = grow(tmp_path, 20, rows, 0, known)
+    newest = tmp_path / known["rows"][1][-1][2]
+    if damage == "removed":
+        newest.unlink()
+    else:
+        newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    tensors, header = checkpoints.load_latest(tmp_path)
+    assert header["update"] == 10 and torch.equal(tensors["rows"], rows[:, :4])
 
 
 def test_a_half_written_checkpoint_is_ignored_and_then_removed(tmp_path):

@@ -11,6 +11,8 @@ from offon.benchmark.options import RunOptions, describe_fields, field_docs
 
 REFUSED = {
     "algoritm=iql": "no option 'algoritm'; did you mean 'algorithm'?",
+    "data=log.hdf5": "expected data.NAME=VALUE, got 'data=log.hdf5'; a file of your own is dataset=FILE",
+    "dynamics=2": "expected dynamics.NAME=VALUE, got 'dynamics=2'",
     "update=5": "no option 'update'; did you mean 'updates'?",
     "algorithm.expectle=0.8": "no option 'algorithm.expectle'; did you mean 'algorithm.expectile'?",
     "algorithm=ikl": "no algorithm named 'ikl'; did you mean 'iql'?",
