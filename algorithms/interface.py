@@ -74,6 +74,7 @@ class Plan:
     updates_per_step: int = 1  # calls of `update` after each environment step
     random_steps: int = 0  # first steps, with uniform actions
     warmup_steps: int = 0  # first steps, without updates
+    block: int = 1  # steps that are played in a row, with one and the same policy, before their updates
     capacity: int = 1_000_000  # own rows kept; then the oldest are overwritten
 
 

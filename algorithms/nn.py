@@ -40,6 +40,8 @@ def _init_output(spec: Output, fan_in: int, fan_out: int, generator: torch.Gener
     weight = torch.empty(fan_in, fan_out)
     if spec.gain is not None:
         return torch.nn.init.orthogonal_(weight, spec.gain, generator=generator), torch.zeros(1, fan_out)
+    if spec.xavier is not None:
+        return torch.nn.init.xavier_uniform_(weight, spec.xavier, generator=generator), torch.zeros(1, fan_out)
     assert spec.bound is not None
     weight.uniform_(-spec.bound, spec.bound, generator=generator)
     return weight, torch.empty(1, fan_out).uniform_(-spec.bound, spec.bound, generator=generator)
@@ -47,10 +49,11 @@ def _init_output(spec: Output, fan_in: int, fan_out: int, generator: torch.Gener
 
 @dataclass(frozen=True)
 class Output:
-    """How the last layer starts, where it differs: orthogonal of a gain with zero biases, or uniform in +-bound."""
+    """How the last layer starts, where it differs; one of these."""
 
-    gain: float | None = None
-    bound: float | None = None
+    gain: float | None = None  # orthogonal, with zero biases
+    bound: float | None = None  # weights and biases uniform within it
+    xavier: float | None = None  # gain of Glorot's uniform, with zero biases
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from offon import envs
 from offon.algorithms.interface import Algorithm, Method
+from offon.algorithms.noise import CHUNK
 from offon.benchmark.acting import Actors
 from offon.benchmark.builder import Loaded, replay_for
 from offon.benchmark.growing_replay import GrowingReplay
@@ -30,25 +33,36 @@ class ActingStepper:
         self.method = stepper.method
         self.plan = self.method.plan(phase)
 
+    def try_update(self) -> dict[str, Tensor]:
+        """One environment step and one update, to see whether the method runs."""
+        self.online.add(self.actors.step())
+        return self.stepper.run(0, 1)
+
     @property
-    def first_update(self) -> int:
-        """The first environment step with an update."""
-        return self.plan.warmup_steps
+    def trials(self) -> tuple[Callable[[], dict[str, Tensor]], ...]:
+        """What shows whether a method runs."""
+        return (self.try_update,)
 
     def run(self, first: int, count: int) -> dict[str, Tensor]:
         """Environment steps `first` ... `first + count - 1`; returns the sum of each metric over their updates, [R]."""
         totals: dict[str, Tensor] = {}
         for step in range(first, first + count):
             self.online.add(self.actors.step(uniform=step < self.plan.random_steps))
-            if step + 1 > self.plan.warmup_steps:
-                updates = self.plan.updates_per_step
-                for name, value in self.stepper.run(step * updates, updates).items():
-                    totals[name] = totals[name] + value if name in totals else value
+            if self._learns_after(step + 1):
+                stop = (step + 1) * self.plan.updates_per_step
+                begin, chunk = stop - self.plan.block * self.plan.updates_per_step, self.stepper.noise.chunk
+                for update in range(begin, stop, chunk):
+                    for name, value in self.stepper.run(update, min(chunk, stop - update)).items():
+                        totals[name] = totals[name] + value if name in totals else value
         return totals
+
+    def _learns_after(self, played: int) -> bool:
+        return played > self.plan.warmup_steps and played % self.plan.block == 0
 
     def updates_in(self, first: int, count: int) -> int:
         """Updates that `run` makes in these steps."""
-        return max(0, first + count - max(first, self.plan.warmup_steps)) * self.plan.updates_per_step
+        blocks = sum(self._learns_after(played) for played in range(first + 1, first + count + 1))
+        return blocks * self.plan.block * self.plan.updates_per_step
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beside the method's own state."""
@@ -76,7 +90,8 @@ def acting_stepper(
     method.begin(phase)
     replay = replay_for(method, data, phase, device)
     online = GrowingReplay(method.replicas, capacity, replay.layout, device)
-    stepper = Stepper(method, replay, phase, device, online, chunk=method.plan(phase).updates_per_step)
+    plan = method.plan(phase)
+    stepper = Stepper(method, replay, phase, device, online, chunk=min(CHUNK, plan.block * plan.updates_per_step))
     rewards = reward_map(data.original, method.config.reward)
     actors = Actors(Policy(method, data.original.stats()), env, phase, rewards)
     return ActingStepper(actors, stepper, phase)
@@ -85,5 +100,6 @@ def acting_stepper(
 def stepper_of(job: Job, method: Method, data: Loaded, device: str, phase: str, steps: int) -> ActingStepper:
     """What makes the steps of a job in a phase of so many environment steps; the method is on the device already."""
     assert isinstance(method, Algorithm)
-    env = envs.make(job.task["env"], method.replicas, device=device, **job.settings["env_options"])
+    options = job.settings.get("acting_options", job.settings["env_options"])
+    env = envs.make(job.task["env"], method.replicas, device=device, **options)
     return acting_stepper(method, data, env, min(method.plan(phase).capacity, steps), device, phase)

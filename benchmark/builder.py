@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,15 +145,15 @@ def method_config(job: Job) -> Any:
     return to_config(method_class(job.algorithm), job.algorithm["config"])
 
 
-def rules(method: type[Method], env_id: str | None, env_options: dict[str, Any]) -> dict[str, Any]:
-    """The part of a cell that installed code and plug-in file decide."""
-    env: dict[str, Any] | None = None
-    if env_id is not None:
-        env = {"id": env_id, "version": envs.env_spec(env_id, **env_options).version}
-        if env_options:
-            env["options"] = env_options
+def rules(method: type[Method], env_id: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a cell that installed code and plug-in file decide.
+
+    `env` is where a method is evaluated; `simulator`, where it is named, is another one in which it acts.
+    """
+    acting = settings.get("acting_options")
     return {
-        "env": env,
+        "env": None if env_id is None else _described(env_id, settings["env_options"]),
+        **({} if env_id is None or acting is None else {"simulator": _described(env_id, acting)}),
         "method": {
             "name": method.name,
             "version": method.version,
@@ -161,6 +162,11 @@ def rules(method: type[Method], env_id: str | None, env_options: dict[str, Any])
         },
         "protocol_version": PROTOCOL_VERSION,
     }
+
+
+def _described(env_id: str, options: dict[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"id": env_id, "version": envs.env_spec(env_id, **options).version}
+    return facts | ({"options": options} if options else {})
 
 
 def _differing(planned: Any, found: Any) -> tuple[str, str]:
@@ -177,7 +183,7 @@ def _differing(planned: Any, found: Any) -> tuple[str, str]:
 
 def _check_rules(job: Job) -> None:
     """Refuses to go on under other rules than those the run was planned, and is recorded, with."""
-    now = rules(method_class(job.algorithm), job.task["env"], job.settings["env_options"])
+    now = rules(method_class(job.algorithm), job.task["env"], job.settings)
     for cell in job.cells.values():
         for key, found in now.items():
             if found != cell[key]:
@@ -247,8 +253,8 @@ def try_out(job: Job, data: Loaded | Finite, replicas: list[Replica]) -> None:
         if isinstance(data, Loaded):
             method.prepare(data.train)
         stepper = PROTOCOLS[job.settings["protocol"]].load().make_stepper(job, method, data, "cpu")
-        for first in getattr(stepper, "trials", (stepper.first_update,)):
-            if not stepper.run(first, 1):
+        for trial in getattr(stepper, "trials", (lambda: stepper.run(stepper.first_update, 1),)):
+            if not trial():
                 raise ValueError("update returned no metric; return at least one [R], such as the loss of each replica")
     except Exception as error:  # a plug-in may raise anything
         if os.environ.get("OFFON_DEBUG"):

@@ -17,7 +17,7 @@ def setting(identity: Mapping[str, Any]) -> dict[str, str]:
     task = {"version": identity["task"].get("version")} | own  # only own tasks carry their references
     # generated data are named by what was asked for; a hash would say the same and tell nobody anything
     known = {key: data.get(key) for key in ("name", "sha256")} if "options" not in data else data["options"]
-    where = {"env": identity.get("env"), "data": known}
+    where = {"env": identity.get("env"), "data": known, "simulator": identity.get("simulator") or {}}
     return _flat(task | where) | suite_setting(identity)
 
 

@@ -8,6 +8,7 @@ method's: own rows only, both kinds half and half, or all rows together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -36,8 +37,6 @@ class TwoPhases:
         device: where it trains.
     """
 
-    first_update = 0
-
     def __init__(self, job: Job, method: Algorithm, data: Loaded, device: str) -> None:
         self.switch: int = job.settings["switch"]
         self._job, self._method, self._data, self._device = job, method, data, device
@@ -45,9 +44,9 @@ class TwoPhases:
         self.online: ActingStepper | None = None
 
     @property
-    def trials(self) -> tuple[int, ...]:
-        """Points at which one step shows whether a method runs: in each phase one with an update."""
-        return 0, self.switch + self._method.plan(PHASE).warmup_steps
+    def trials(self) -> tuple[Callable[[], dict[str, Tensor]], ...]:
+        """What shows whether a method runs: an update in each phase."""
+        return lambda: self.run(0, 1), lambda: self.go_online().try_update()
 
     def go_online(self) -> ActingStepper:
         """Begin the second phase, once."""

@@ -152,6 +152,10 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
     env_options = _env_options(task, options)
     spec = None if task.env is None else envs.require(task.env, **env_options)
     protocol = choose(options.protocol, composed.method.protocols, protocols_of(spec), composed.label, task.name)
+    acting: dict[str, Any] = {}
+    if protocol.name == "hybrid" and options.dynamics and not is_generated(task.dataset):
+        acting = {"acting_options": env_options}
+        env_options = {name: value for name, value in env_options.items() if name not in options.dynamics}
     data = {"dataset": task.dataset, "options": _data_options(task, options)}
     loaded = load_data(data, to_config(composed.method, composed.config), env_options)
     if spec is not None:
@@ -167,7 +171,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
         transformed = {**transformed, "options": data["options"]}
     data["sha256"] = loaded.identity.sha256
     data["identity"] = transformed
-    settings = {**_budget(protocol, options, task), "env_options": env_options}
+    settings = {**_budget(protocol, options, task), "env_options": env_options, **acting}
     report = {
         "score_min": task.score_min,
         "score_max": task.score_max,
@@ -301,7 +305,7 @@ def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[
             "final_first_seed": seed_ranges.REPORTING[0],
         },
         "protocol": {"name": settings["protocol"], **_limit(PROTOCOLS[settings["protocol"]], settings)},
-        **rules(composed.method, job.task["env"], settings["env_options"]),
+        **rules(composed.method, job.task["env"], settings),
     }
     for values in itertools.product(*composed.swept.values()):
         swept = dict(zip(composed.swept, values, strict=True))

@@ -46,11 +46,20 @@ class DMSD(BatchEnv):
         n: int,
         device: str | torch.device = "cpu",
         mass: float = BENCHMARK_MASS,
+        gain: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Make n rows at rest; `dtype` is that of state and observation (float64 as in the original)."""
+        """Make n rows at rest.
+
+        Args:
+            n: rows.
+            device: where they live.
+            mass: of each of the two.
+            gain: factor on the forces that an action asks for.
+            dtype: of state and observation (float64 as in the original).
+        """
         super().__init__(self.SPEC, n, device)
-        self.mass = mass
+        self.mass, self.gain = mass, gain
         self.dtype = dtype
         self._state = torch.zeros(n, 4, dtype=dtype, device=self.device)  # x1, x2, v1, v2
         self._targets = torch.zeros(n, HORIZON, 2, dtype=dtype, device=self.device)
@@ -80,7 +89,7 @@ class DMSD(BatchEnv):
         position, velocity = self._state[:, :2], self._state[:, 2:]
         # Products and sums are separate operations: torch fuses add(alpha=...) in vectors but not in the remainder
         # of a batch, so that the last bit would depend on n.
-        force = push * MAX_FORCE - position * (2 * SPRING) + position.flip(1) * SPRING
+        force = push * (MAX_FORCE * self.gain) - position * (2 * SPRING) + position.flip(1) * SPRING
         force = force - velocity * (2 * DAMPER) + velocity.flip(1) * DAMPER
         new_position = position + velocity * TIME_STEP  # with the old velocity
         new_velocity = velocity + force * (TIME_STEP / self.mass)

@@ -64,11 +64,21 @@ class Pipeline(BatchEnv):
         device: str | torch.device = "cpu",
         exact_draws: bool = False,
         initial_target: float | None = None,
+        gain: float = 1.0,
     ) -> None:
-        """Make n rows; `exact_draws` follows the original's draw order, with its carried-over `initial_target`."""
+        """Make n rows.
+
+        Args:
+            n: rows.
+            device: where they live.
+            exact_draws: follow the original's draw order,
+            initial_target: with its target carried over.
+            gain: factor on the change of flow that an action asks for.
+        """
         super().__init__(self.SPEC, n, device)
         self.exact_draws = exact_draws
         self.initial_target = initial_target
+        self.gain = gain
         self._gates = torch.zeros(n, _WINDOW + _SLACK, device=self.device)
         self._actions = torch.zeros(n, HISTORY + _SLACK, device=self.device)
         self._newest = _SLACK  # column of the newest entry in both buffers
@@ -97,7 +107,7 @@ class Pipeline(BatchEnv):
     def step(self, action: Tensor) -> StepResult:
         """Advance all rows; rows past the horizon keep their last target and go on."""
         change = self._clipped(action).to(self.device, torch.float32)[:, 0]
-        flow = (self._gates[:, self._newest] + change).clamp_(0.0, MAX_FLOW)
+        flow = (self._gates[:, self._newest] + change * self.gain).clamp_(0.0, MAX_FLOW)
         if self._newest == 0:
             self._move_back()
         self._newest -= 1
