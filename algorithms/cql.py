@@ -18,14 +18,21 @@ from offon.algorithms.conservative import calibrated, importance_gap, plain_gap,
 from offon.algorithms.fine_tuning import FineTuning, joined
 from offon.algorithms.interface import Obs, Rows, Spec
 from offon.algorithms.losses import td_target
-from offon.algorithms.nn import MLP, Adam, Output, ema_
+from offon.algorithms.nn import MLP, Adam, Norm, Output, ema_
 from offon.algorithms.noise import ActNoise, Noise
 from offon.algorithms.registry import register
 from offon.algorithms.sac import actor_loss
-from offon.algorithms.squashed import SquashedGaussian, Temperature, log_temperature_loss
+from offon.algorithms.squashed import (
+    SquashedGaussian,
+    Temperature,
+    log_temperature_loss,
+    squashed_action,
+    squashed_sample,
+)
 from offon.datasets.transitions import Batch
 
 _MOST_MULTIPLIER = 1e6
+_LOG_STD = (-20.0, 2.0)  # clamp of the policy's
 
 
 def fixed_loss(td: Tensor, gap: Tensor, weight: Tensor) -> Tensor:
@@ -39,6 +46,14 @@ def lagrange_losses(
     """Losses [R] of the critics and of the multiplier [R, 1], which grows while gaps exceed their target."""
     excess = weight * (gap - target_gap)
     return (td + multiplier.detach() * excess).sum(1), -0.5 * (multiplier * excess.detach()).sum(1)
+
+
+@dataclass(frozen=True)
+class PolicyInputs:
+    """What the policy sees in one update, [R, B, in]; a variant shows it more than observations."""
+
+    current: Tensor  # at the states of the rows
+    following: Tensor  # at their next states
 
 
 @register("cql", protocols=("offline", "offline_to_online"))
@@ -100,14 +115,19 @@ class CQL(FineTuning):
     }
     SWEEPABLE = ("discount", "conservative_weight", "target_gap")
     CALIBRATED: ClassVar[bool] = False
+    INITS: ClassVar[tuple[str, str]] = ("torch", "orthogonal")  # of policy and critics
+    HEAD: ClassVar[Output] = Output(0.01)  # likewise, of their last layers
     config: Config
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        sizes = (spec.obs_dim, *config.hidden_dims, spec.act_dim)
-        self.policy = SquashedGaussian(seeds, "policy", sizes, (-20.0, 2.0), "torch", std="affine", output=Output(0.01))
+        sizes = (spec.obs_dim + self.EXTRA_INPUTS, *config.hidden_dims, spec.act_dim)
+        init, critic_init = self.INITS
+        self.policy = SquashedGaussian(seeds, "policy", sizes, _LOG_STD, init, std="affine", output=self.HEAD)
         widths = (spec.obs_dim + spec.act_dim, *config.critic_hidden_dims, 1)
-        self.critic = MLP(seeds, "critic", widths, config.n_critics, init="orthogonal", output=Output(0.01))
+        self.critic = MLP(
+            seeds, "critic", widths, config.n_critics, self._critic_norm(), init=critic_init, output=self.HEAD
+        )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.temperature = Temperature(len(seeds), 1.0)
         self.log_multiplier = torch.nn.Parameter(torch.ones(len(seeds), 1))
@@ -123,11 +143,21 @@ class CQL(FineTuning):
             return {"data": Rows(self.config.batch_size, ("mc_return",))}
         return found
 
+    def _critic_norm(self) -> bool | Norm:
+        """Layer normalisation of the critics."""
+        return False
+
+    def _inputs(self, data: Batch, noise: Noise) -> PolicyInputs:
+        """What the policy sees in this update."""
+        return PolicyInputs(data.obs, data.next_obs)
+
     def update(self, batch: dict[str, Batch], noise: Noise) -> dict[str, Tensor]:
         """Steps of multiplier, temperature, policy and critics, losses at the parameters before; then the average."""
         data = joined(batch)
+        seen = self._inputs(data, noise)
         with torch.no_grad():
-            target, own = self._target(data, noise), self._candidates(data, noise)
+            after = self.policy.moments(seen.following)
+            target, own = self._target(data, after, noise), self._candidates(data, seen, after, noise)
         td, gap, q = self._errors(data, target, own)
         if self.config.lagrange:
             multiplier = self.log_multiplier.exp().clamp(0.0, _MOST_MULTIPLIER)
@@ -137,17 +167,15 @@ class CQL(FineTuning):
             self.multiplier_optimizer.step(loss)
         else:
             q_loss = fixed_loss(td, gap, self.hp("conservative_weight"))
-        policy_loss, entropy, temperature = self._update_policy(data, noise)
+        metrics = self._update_policy(data, seen, noise)
         self.critic_optimizer.step(q_loss)
         ema_(self.target_critic, self.critic, self.config.tau)
         return {
             "critic_loss": q_loss.detach(),
-            "policy_loss": policy_loss.detach(),
             "td": td.detach().mean(1),
             "gap": gap.detach().mean(1),
             "q": q.detach().mean((1, 2)),
-            "entropy": entropy,
-            "temperature": temperature,
+            **metrics,
         }
 
     def _values(self, critic: MLP, obs: Tensor, actions: Tensor, frozen: bool = False) -> Tensor:
@@ -157,29 +185,35 @@ class CQL(FineTuning):
         inputs = torch.cat((seen, actions), -1).flatten(1, 2)
         return critic(inputs, frozen=frozen).view(len(obs), -1, count, rows)
 
-    def _target(self, data: Batch, noise: Noise) -> Tensor:
-        """TD targets [R, B], without entropy."""
+    def _target(self, data: Batch, after: tuple[Tensor, Tensor], noise: Noise) -> Tensor:
+        """TD targets [R, B], without entropy, for the policy's moments at the next states."""
         count = self.config.n_actions if self.config.max_backup else 1
         normal = noise.normal("next_action", count, data.rows.shape[1], self.spec.act_dim)
-        action, _ = self.policy.sample(data.next_obs, normal)
+        action = squashed_action(after, normal)
         next_q = self._values(self.target_critic, data.next_obs, action).amin(1).amax(1)
         return td_target(data.reward, data.terminated, next_q, self.hp("discount"))
 
-    def _candidates(self, data: Batch, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(
+        self, data: Batch, seen: PolicyInputs, after: tuple[Tensor, Tensor], noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions [R, 3 N, B, A] to be pushed down, and log densities [R, N, B] of the policy's for s and for s'."""
         shape = (self.config.n_actions, data.rows.shape[1], self.spec.act_dim)
         uniform = noise.uniform("random_action", *shape) * 2.0 - 1.0
-        current, log_current = self.policy.sample(data.obs, noise.normal("current_action", *shape))
-        following, log_next = self.policy.sample(data.next_obs, noise.normal("following_action", *shape))
+        current, log_current = self.policy.sample(seen.current, noise.normal("current_action", *shape))
+        following, log_next = squashed_sample(after, noise.normal("following_action", *shape))
         return torch.cat((uniform, current, following), 1), log_current, log_next
+
+    def _critic_values(self, data: Batch, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [R, E, B] of the logged actions and [R, E, 3 N, B] of the candidates."""
+        return self.critic(data.obs_action).squeeze(-1), self._values(self.critic, data.obs, actions)
 
     def _errors(
         self, data: Batch, target: Tensor, own: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """TD errors and gaps [R, E], and values [R, E, B]."""
         actions, log_current, log_next = own
-        q = self.critic(data.obs_action).squeeze(-1)
-        q_random, q_current, q_next = self._values(self.critic, data.obs, actions).chunk(3, 2)
+        q, values = self._critic_values(data, actions)
+        q_random, q_current, q_next = values.chunk(3, 2)
         bound = data.column("mc_return") if "mc_return" in data.layout else None
         q_current, q_next = calibrated(q_current, bound), calibrated(q_next, bound)
         if self.config.importance:
@@ -190,17 +224,24 @@ class CQL(FineTuning):
         td = torch.nn.functional.mse_loss(q, target[:, None].expand_as(q), reduction="none").mean(-1)
         return td, gap.clamp(min=self.config.clip_min).mean(-1), q
 
-    def _update_policy(self, data: Batch, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of temperature and policy; returns the loss, the entropy and the temperature before, [R]."""
+    def _update_policy(self, data: Batch, seen: PolicyInputs, noise: Noise) -> dict[str, Tensor]:
+        """One step of temperature and policy; returns their metrics."""
         normal = noise.normal("policy_action", data.rows.shape[1], self.spec.act_dim)
-        action, log_prob = self.policy.sample(data.obs, normal)
+        return self._step_policy(data, seen, normal)
+
+    def _step_policy(self, data: Batch, seen: PolicyInputs, normal: Tensor) -> dict[str, Tensor]:
+        action, log_prob = self.policy.sample(seen.current, normal)
         q = self.critic(torch.cat((data.obs, action), -1), frozen=True).squeeze(-1)
         temperature, entropy = self.temperature.value().detach(), -log_prob.detach().mean(-1)
-        loss = actor_loss(q, log_prob, temperature)
+        loss = self._policy_loss(seen, q, log_prob, temperature)
         target = -float(self.spec.act_dim)
         self.temperature_optimizer.step(log_temperature_loss(self.temperature.log_value, entropy, target))
         self.policy_optimizer.step(loss)
-        return loss, entropy, temperature.squeeze(-1)
+        return {"policy_loss": loss.detach(), "entropy": entropy, "temperature": temperature.squeeze(-1)}
+
+    def _policy_loss(self, seen: PolicyInputs, q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
+        """The policy's loss [R] at its own actions, of values [R, E, B]; what a variant replaces."""
+        return actor_loss(q, log_prob, temperature)
 
     def act(self, x: Obs, noise: ActNoise, mode: str) -> Tensor:
         """The squashed mean; when exploring, one sample."""

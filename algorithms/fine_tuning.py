@@ -25,6 +25,7 @@ class FineTuning(Algorithm):
         online_capacity: int = 1_000_000  # own rows kept
 
     COLUMNS: ClassVar[tuple[str, ...]] = ()  # further columns that offline batches need
+    EXTRA_INPUTS: ClassVar[int] = 0  # what the policy sees beside the observation
     config: Config
 
     def sources(self, phase: str) -> dict[str, Rows]:

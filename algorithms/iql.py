@@ -98,7 +98,7 @@ class IQL(FineTuning):
         _check_choice("policy", config.policy, ("gaussian", "deterministic"))
         _check_choice("order", config.order, ("paper", "corl"))
         _check_choice("critic_reduction", config.critic_reduction, ("sum", "mean"))
-        sizes = (spec.obs_dim, *config.hidden_dims, spec.act_dim)
+        sizes = (spec.obs_dim + self.EXTRA_INPUTS, *config.hidden_dims, spec.act_dim)
         if config.policy == "gaussian":
             log_std_range = (config.log_std_min, 2.0)
             self.policy: DeterministicPolicy | GaussianPolicy = GaussianPolicy(
@@ -126,8 +126,7 @@ class IQL(FineTuning):
         with torch.no_grad():
             target_q = self.target_critic(data.obs_action).squeeze(-1).amin(1)
         value_loss, v, next_v = self._update_value(data, target_q)
-        policy_loss = self._policy_loss(data, target_q - v, noise)
-        self.policy_optimizer.step(policy_loss)
+        metrics = self._update_policy(data, target_q - v, noise)
         target = td_target(data.reward, data.terminated, next_v, self.hp("discount"))
         q = self.critic(data.obs_action).squeeze(-1)
         q_loss = critic_loss(q, target, self.config.critic_reduction)
@@ -135,7 +134,7 @@ class IQL(FineTuning):
         ema_(self.target_critic, self.critic, self.config.tau)
         return {
             "value_loss": value_loss.detach(),
-            "policy_loss": policy_loss.detach(),
+            **metrics,
             "critic_loss": q_loss.detach(),
             "v": v.mean(-1),
         }
@@ -153,6 +152,12 @@ class IQL(FineTuning):
         with torch.no_grad():
             v, next_v = self.value(torch.cat((data.obs, data.next_obs), 1)).squeeze(-1).chunk(2, 1)
         return loss, v, next_v
+
+    def _update_policy(self, data: Batch, adv: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """One step of the policy; returns its metrics."""
+        loss = self._policy_loss(data, adv, noise)
+        self.policy_optimizer.step(loss)
+        return {"policy_loss": loss.detach()}
 
     def weight(self, adv: Tensor) -> Tensor:
         """How much each row counts in the policy's loss, [R, B] -> [R, B]; what a variant replaces."""

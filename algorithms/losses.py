@@ -11,6 +11,12 @@ def mse_loss(predicted: Tensor, action: Tensor) -> Tensor:
     return torch.nn.functional.mse_loss(predicted, action, reduction="none").mean((-2, -1))
 
 
+def weighted_loss(weight: Tensor, nll: Tensor) -> Tensor:
+    """Mean over rows of weighted negative log-likelihoods, [R, B] -> [R]; nothing is broadcast."""
+    assert weight.shape == nll.shape, f"weights {tuple(weight.shape)}, log-likelihoods {tuple(nll.shape)}"
+    return (weight * nll).mean(-1)
+
+
 def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: Tensor) -> Tensor:
     """R + discount (1 - terminated) V(s'), [R, B], discount [R, 1]; a time limit does not cut the bootstrap."""
     return torch.addcmul(reward, discount * (1.0 - terminated), next_value)

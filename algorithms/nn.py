@@ -14,6 +14,9 @@ from offon.algorithms.perceptron import perceptron
 from offon.counter import key_of
 
 
+_CUT_NORMAL_STD = 0.8796256610342398  # standard deviation of a standard normal cut at two
+
+
 def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
     weight = torch.empty(fan_in, fan_out)
     if init == "torch":  # torch.nn.Linear's default: U(+-1/sqrt(fan_in)) for weights and biases
@@ -23,10 +26,14 @@ def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generato
         return torch.nn.init.orthogonal_(weight, math.sqrt(2.0), generator=generator)
     if init == "xavier":  # Glorot and Bengio's uniform, gain 1, biases zero
         return torch.nn.init.xavier_uniform_(weight, generator=generator)
+    if init == "lecun":  # flax's default: normal of variance 1 / fan_in, cut at two standard deviations, biases zero
+        std = 1.0 / math.sqrt(fan_in) / _CUT_NORMAL_STD
+        return torch.nn.init.trunc_normal_(weight, 0.0, std, -2.0 * std, 2.0 * std, generator=generator)
     if init in ("tenth", "tenth_fan_out"):  # like torch's, biases 0.1; EDAC's critics take the wrong fan
         bound = 1.0 / math.sqrt(fan_in if init == "tenth" else fan_out)
         return weight.uniform_(-bound, bound, generator=generator)
-    raise ValueError(f"expected init 'torch', 'orthogonal', 'xavier', 'tenth' or 'tenth_fan_out', got {init!r}")
+    known = "'torch', 'orthogonal', 'xavier', 'lecun', 'tenth' or 'tenth_fan_out'"
+    raise ValueError(f"expected init {known}, got {init!r}")
 
 
 def _init_bias(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
@@ -42,6 +49,9 @@ def _init_output(spec: Output, fan_in: int, fan_out: int, generator: torch.Gener
         return torch.nn.init.orthogonal_(weight, spec.gain, generator=generator), torch.zeros(1, fan_out)
     if spec.xavier is not None:
         return torch.nn.init.xavier_uniform_(weight, spec.xavier, generator=generator), torch.zeros(1, fan_out)
+    if spec.variance is not None:
+        bound = math.sqrt(3.0 * spec.variance / fan_in)
+        return weight.uniform_(-bound, bound, generator=generator), torch.zeros(1, fan_out)
     assert spec.bound is not None
     weight.uniform_(-spec.bound, spec.bound, generator=generator)
     return weight, torch.empty(1, fan_out).uniform_(-spec.bound, spec.bound, generator=generator)
@@ -54,6 +64,7 @@ class Output:
     gain: float | None = None  # orthogonal, with zero biases
     bound: float | None = None  # weights and biases uniform within it
     xavier: float | None = None  # gain of Glorot's uniform, with zero biases
+    variance: float | None = None  # uniform of this variance over the fan-in, with zero biases
 
 
 @dataclass(frozen=True)
@@ -77,8 +88,8 @@ class MLP(torch.nn.Module):
         ensemble: number of members E, each with its own initial weights; None for a plain net.
         layer_norm: LayerNorm after each hidden linear layer, before the ReLU; a Norm says more.
         dropout: rate after each hidden ReLU; applied only where `noise` is passed to `forward`.
-        init: "torch" (torch.nn.Linear's default), "orthogonal" (gain sqrt(2)) or "xavier" (uniform, gain 1), these
-            two with zero biases, or "tenth" (torch's weights, biases 0.1), in every layer.
+        init: "torch" (torch.nn.Linear's default), "orthogonal" (gain sqrt(2)), "xavier" (uniform, gain 1) or "lecun"
+            (cut normal), these three with zero biases, or "tenth" (torch's weights, biases 0.1), in every layer.
         output: how the last layer starts, where it differs.
         trunk: the last layer is a hidden one too: normalised and followed by a ReLU.
         last_hidden: how the layer before the last starts, where it differs.

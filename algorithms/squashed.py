@@ -25,6 +25,24 @@ def squashed_log_prob(normal: Tensor, log_std: Tensor, before: Tensor) -> Tensor
     return (gaussian - squash).sum(-1)
 
 
+def squashed_action(moments: tuple[Tensor, Tensor], normal: Tensor) -> Tensor:
+    """Actions of a policy with these moments [R, B, A], for normals [R, B, A] or [R, N, B, A]; without a density."""
+    mean, log_std = _one_per_row(moments, normal)
+    return torch.tanh(mean + log_std.exp() * normal)
+
+
+def squashed_sample(moments: tuple[Tensor, Tensor], normal: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with their log densities, [R, B] or [R, N, B]."""
+    mean, log_std = _one_per_row(moments, normal)
+    before = mean + log_std.exp() * normal
+    return torch.tanh(before), squashed_log_prob(normal, log_std, before)
+
+
+def _one_per_row(moments: tuple[Tensor, Tensor], normal: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_std = moments
+    return (mean[:, None], log_std[:, None]) if normal.dim() > mean.dim() else (mean, log_std)
+
+
 STDS = ("head", "free", "affine")
 
 
@@ -70,27 +88,23 @@ class SquashedGaussian(MLP):
         elif std != "head":
             raise ValueError(f"expected std among {', '.join(STDS)}, got {std!r}")
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and clamped log-std."""
+    def moments(self, x: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and clamped log-std; with `frozen`, the network's weights get no gradient."""
         if self.std == "free":
-            mean = self(x)
+            mean = self(x, frozen=frozen)
             log_std = self.free_log_std.expand_as(mean)
         else:
-            mean, log_std = self(x).chunk(2, -1)
+            mean, log_std = self(x, frozen=frozen).chunk(2, -1)
         if self.std == "affine":
             log_std = torch.addcmul(self.std_summand, log_std, self.std_factor)
         return mean, torch.nn.functional.hardtanh(log_std, *self.log_std_range)
 
-    def sample(self, x: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, x: Tensor, normal: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor]:
         """Actions [R, B, A] in (-1, 1) and their log densities [R, B], for standard normals [R, B, A].
 
         With normals [R, N, B, A], N actions for each row: [R, N, B, A] and [R, N, B].
         """
-        mean, log_std = self.moments(x)
-        if normal.dim() > mean.dim():
-            mean, log_std = mean[:, None], log_std[:, None]
-        before = mean + log_std.exp() * normal
-        return torch.tanh(before), squashed_log_prob(normal, log_std, before)
+        return squashed_sample(self.moments(x, frozen), normal)
 
 
 class Temperature(torch.nn.Module):

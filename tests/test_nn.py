@@ -132,7 +132,7 @@ def test_orthogonal_init_has_gain_root_two_in_every_layer():
 
 
 def test_an_unknown_init_is_refused():
-    known = "expected init 'torch', 'orthogonal', 'xavier', 'tenth' or 'tenth_fan_out', got 'he'"
+    known = "expected init 'torch', 'orthogonal', 'xavier', 'lecun', 'tenth' or 'tenth_fan_out', got 'he'"
     with pytest.raises(ValueError, match=known):
         MLP((0,), "net", (1, 1), init="he")
 
