@@ -56,8 +56,8 @@ def beyond_range(unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def family_weight(adv: Tensor, coefficient: Tensor, most: Tensor, weighting: str) -> Tensor:
     """Weights of rows whose policies have these coefficients: [R, B], [R, B], [R, 1] -> [R, B].
 
-    "as_paper": min(exp(coefficient * advantage), most) of the same row. "as_code": its mean over the coefficients of all
-    rows, which the released code takes by broadcasting [B] against [B, 1].
+    "as_paper": min(exp(coefficient * advantage), most) of the same row. "as_code": its mean over the coefficients of
+    all rows, which the released code takes by broadcasting [B] against [B, 1].
     """
     if weighting == "as_paper":
         return awr_weight(adv, coefficient, most)

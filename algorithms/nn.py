@@ -13,7 +13,6 @@ from offon.algorithms.noise import Noise
 from offon.algorithms.perceptron import perceptron
 from offon.counter import key_of
 
-
 _CUT_NORMAL_STD = 0.8796256610342398  # standard deviation of a standard normal cut at two
 
 
