@@ -57,7 +57,7 @@ class AWAC(FineTuning):
         "adroit": {"temperature": 0.1},
         "finetune": {"temperature": 0.1, "normalize_obs": False},
     }
-    SWEEPABLE = ("discount", "temperature", "max_weight")
+    SWEEPABLE: ClassVar[tuple[str, ...]] = ("discount", "temperature", "max_weight")
     config: Config
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:

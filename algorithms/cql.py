@@ -113,7 +113,7 @@ class CQL(FineTuning):
         "finetune": _FINETUNE,
         "finetune_adroit": {**_FINETUNE, "conservative_weight": 1.0},
     }
-    SWEEPABLE = ("discount", "conservative_weight", "target_gap")
+    SWEEPABLE: ClassVar[tuple[str, ...]] = ("discount", "conservative_weight", "target_gap")
     CALIBRATED: ClassVar[bool] = False
     INITS: ClassVar[tuple[str, str]] = ("torch", "orthogonal")  # of policy and critics
     HEAD: ClassVar[Output] = Output(0.01)  # likewise, of their last layers

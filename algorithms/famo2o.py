@@ -61,7 +61,7 @@ class FamO2O(Family, IQL):
         "expectile": 0.9,
         "reward": "minus_one",
     }
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    PRESETS: ClassVar[dict[str, Mapping[str, Any]]] = {
         "locomotion": {"reward": "range1000"},
         "antmaze": _ANTMAZE,
         "as_code": {**_ANTMAZE, "weighting": "as_code"},
@@ -108,7 +108,7 @@ class FamO2OAWAC(Family, AWAC):
         normalize_obs: bool = False
         weighting: str = "as_paper"  # of a row: as_paper (its own coefficient) or as_code (a mean over the batch's)
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    PRESETS: ClassVar[dict[str, Mapping[str, Any]]] = {
         "antmaze": {"coefficient_min": 8.0, "coefficient_max": 14.0, "reward": "minus_one"},
     }
     SWEEPABLE = ("discount", "max_weight", "coefficient_min", "coefficient_max")

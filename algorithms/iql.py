@@ -90,7 +90,7 @@ class IQL(FineTuning):
         "corl_antmaze": {**_CORL, "expectile": 0.9, "temperature": 10.0, "reward": "minus_one"},
         "corl_adroit": {**_CORL, "expectile": 0.8, "dropout": 0.1},
     }
-    SWEEPABLE = ("expectile", "temperature", "max_weight", "discount")
+    SWEEPABLE: ClassVar[tuple[str, ...]] = ("expectile", "temperature", "max_weight", "discount")
     config: Config
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
