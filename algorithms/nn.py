@@ -162,6 +162,27 @@ class MLP(torch.nn.Module):
             x = perceptron(x, weights, biases)
         return x if ensemble is None else x.view(replicas, ensemble, batch, -1)
 
+    def input_gradient(self, x: Tensor, first: int) -> Tensor:
+        """Gradients [R, E, B, in - first] of an ensemble's one output by the inputs from `first` on, for x [R, B, in].
+
+        They are differentiable by the weights: around an input each open ReLU is linear and each closed one is not
+        there, so the gradient is a product of weights. For nets without normalisation.
+        """
+        assert self.ensemble and not len(self.norms) and not self.trunk and self.sizes[-1] == 1
+        weights, biases = self._stacked(self.weights, None, False), self._stacked(self.biases, None, False)
+        rows = x.shape[-2]
+        is_open = []
+        with torch.no_grad():
+            seen = x[:, None].expand(-1, self.ensemble, -1, -1).flatten(0, 1)
+            for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+                seen = torch.baddbmm(bias, seen, weight).clamp_(min=0.0)
+                is_open.append(seen > 0)
+        weights[0] = weights[0][:, first:]
+        gradient = weights[-1].transpose(1, 2).expand(-1, rows, -1)
+        for weight, through in zip(weights[-2::-1], reversed(is_open), strict=True):
+            gradient = torch.bmm(gradient * through, weight.transpose(1, 2))
+        return gradient.view(x.shape[0], self.ensemble, rows, -1)
+
     def _stacked(
         self, parameters: torch.nn.ParameterList, members: int | Tensor | None, frozen: bool
     ) -> list[Tensor]:

@@ -1,7 +1,8 @@
-"""Soft actor-critic (Haarnoja et al., 2018, arXiv 1812.05905) and SAC-N (An et al., 2021, arXiv 2110.01548).
+"""Soft actor-critic (Haarnoja et al., 2018, arXiv 1812.05905), SAC-N and EDAC (An et al., 2021, arXiv 2110.01548).
 
 SAC-N is SAC with the minimum over many critics: where the data say nothing the critics differ, and that is avoided.
-Every tensor has a leading replica axis R; replicas never interact.
+EDAC needs fewer of them, as it keeps their gradients by the action apart. Every tensor has a leading replica axis R;
+replicas never interact.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ from offon.datasets.transitions import Batch
 def actor_loss(q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
     """Mean over rows of temperature log pi - min Q: [R, E, B], [R, B], [R, 1] -> [R]."""
     return (temperature * log_prob - q.amin(1)).mean(-1)
+
+
+def alikeness(gradients: Tensor) -> Tensor:
+    """Cosines between gradients [R, E, B, A] of every two critics: their sum over E - 1, mean over rows. -> [R]."""
+    unit = gradients / (torch.linalg.vector_norm(gradients, dim=-1, keepdim=True) + 1e-10)
+    pairs = unit.sum(1).square().sum(-1) - unit.square().sum((1, -1))  # the sum's square, less each with itself
+    return pairs.mean(-1) / (gradients.shape[1] - 1)
 
 
 @register("sac", protocols=("hybrid", "offline_to_online"))
@@ -59,7 +67,7 @@ class SAC(FineTuning):
             """The contract suite's."""
             return cls(batch_size=16, hidden_dims=(16, 16), n_critics=3, lr=3e-3, tau=0.05, start_steps=4)
 
-    SWEEPABLE = ("discount",)
+    SWEEPABLE: ClassVar[tuple[str, ...]] = ("discount",)
     INITS: ClassVar[tuple[str, str]] = ("torch", "torch")  # of policy and critics
     HEADS: ClassVar[tuple[Output | None, Output | None]] = (None, None)  # likewise, of the last layers
     config: Config
@@ -186,3 +194,32 @@ class SACN(SAC):
         policy_loss, _ = self._update_policy(data, noise)
         q_loss, q = self._update_critic(data, noise)
         return self._metrics(q_loss, q, policy_loss, entropy, temperature)
+
+
+@register("edac", protocols=("offline", "offline_to_online"))
+class EDAC(SACN):
+    """SAC-N whose critics are kept apart: their gradients by the logged action shall not be alike."""
+
+    @dataclass(frozen=True)
+    class Config(SACN.Config):
+        """Defaults of CORL on halfcheetah and walker2d; the presets are those of its tables."""
+
+        RANGES: ClassVar[Mapping[str, str]] = {"n_critics": "[2, inf)", "diversity": "[0, inf)"}
+
+        diversity: float = 1.0  # weight of the alikeness of the critics' gradients
+
+    PRESETS = {
+        "medium_expert": {"diversity": 5.0},
+        "hopper": {"n_critics": 50},
+        "maze2d": {"diversity": 0.1},
+        "adroit": {"n_critics": 50, "diversity": 200.0},
+        "pen": {"n_critics": 20, "diversity": 10.0},
+        "pen_human": {"n_critics": 20, "diversity": 1000.0},
+    }
+    SWEEPABLE = ("discount", "diversity")
+    config: Config
+
+    def _critic_loss(self, data: Batch, noise: Noise, q: Tensor, next_q: Tensor, log_prob: Tensor) -> Tensor:
+        gradients = self.critic.input_gradient(data.obs_action, self.spec.obs_dim)
+        loss = super()._critic_loss(data, noise, q, next_q, log_prob)
+        return loss + self.hp("diversity").squeeze(-1) * alikeness(gradients)

@@ -1,6 +1,8 @@
-"""AWAC, SAC, SAC-N and ReBRAC: losses by hand and what a batch holds in each phase."""
+"""AWAC, SAC, SAC-N, EDAC and ReBRAC: losses by hand and what a batch holds in each phase."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from offon.algorithms.awac import AWAC, advantage_weight
 from offon.algorithms.interface import Spec
 from offon.algorithms.iql import IQL
 from offon.algorithms.losses import critic_loss, soft_target, td_target
+from offon.algorithms.nn import MLP, Adam
 from offon.algorithms.policies import gaussian_nll
 from offon.algorithms.rebrac import ReBRAC, penalized_value
-from offon.algorithms.sac import SAC, SACN, actor_loss
+from offon.algorithms.sac import EDAC, SAC, SACN, actor_loss, alikeness
 from offon.benchmark.trial import ONLINE, advance, start
 
 D = torch.float64
@@ -71,6 +74,105 @@ def test_sac_n_starts_with_small_outputs_and_biases_of_a_tenth():
         assert 0.9 * bound < net.weights[-1].abs().max() <= bound and net.biases[-1].abs().max() <= bound
     assert 0.06 < method.critic.weights[0].abs().max() <= 0.0625  # the fan of the wrong side, as released
     assert method.policy.weights[0].abs().max() > 0.2
+
+
+# ---- EDAC
+
+GRADIENTS = [[3.0, 4.0], [4.0, 3.0], [0.0, -2.0]]
+
+
+def linear_critics() -> MLP:
+    """Three critics w a of one action of two entries, with the gradients above; the observation is not seen."""
+    net = MLP((0,), "critic", (3, 1), 3).double()
+    with torch.no_grad():
+        net.weights[0].zero_()
+        net.weights[0][0, :, 1:, 0] = torch.tensor(GRADIENTS, dtype=D)
+    return net
+
+
+def test_edacs_term_is_the_cards_in_value_and_gradient():
+    net = linear_critics()
+    found = net.input_gradient(torch.zeros(1, 1, 3, dtype=D), 1)
+    assert found[0, :, 0].tolist() == GRADIENTS
+    term = alikeness(found)
+    assert term.item() == pytest.approx(-0.44, abs=1e-6)
+    for diversity, loss in ((1.0, 0.81), (5.0, -0.95)):
+        assert (1.25 + diversity * term).item() == pytest.approx(loss, abs=1e-6)
+    (by_weight,) = torch.autograd.grad(term.sum(), net.weights[0])
+    expected = torch.tensor([[0.1408, -0.1056], [0.0624, -0.0832], [0.7, 0.0]], dtype=D)
+    torch.testing.assert_close(by_weight[0, :, 1:, 0], expected, atol=1e-6, rtol=0)
+    assert not by_weight[0, :, 0].any()
+
+
+def test_edacs_term_is_a_mean_over_states():
+    gradients = torch.tensor([[[[1.0, 2.0], [1.0, 2.0]], [[2.0, 4.0], [-3.0, -6.0]]]], dtype=D)
+    each = [alikeness(gradients[:, :, [state]]).item() for state in range(2)]
+    assert each == pytest.approx([2.0, -2.0], abs=1e-6)
+    assert alikeness(gradients).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_nets_gradient_by_its_input_is_that_of_a_second_differentiation():
+    net = MLP((0, 1), "critic", (5, 16, 16, 1), 3).double()
+    x = torch.randn(2, 7, 5, dtype=D, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    hidden = x[:, None]
+    for weight, bias in zip(net.weights[:-1], net.biases[:-1], strict=True):
+        hidden = torch.relu(hidden @ weight + bias)
+    values = hidden @ net.weights[-1] + net.biases[-1]
+    # the critics of one input share it, so each is differentiated alone
+    slow = [torch.autograd.grad(values[:, member].sum(), x, create_graph=True)[0][..., 3:] for member in range(3)]
+    expected, found = torch.stack(slow, 1), net.input_gradient(x.detach(), 3)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad(alikeness(expected).sum(), list(net.weights))
+    for ours, theirs in zip(torch.autograd.grad(alikeness(found).sum(), list(net.weights)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_adam_lowers_the_term_through_the_gradients_alone():
+    net = MLP((0, 1), "critic", (5, 16, 16, 1), 4)
+    optimizer, x = Adam([net.weights], 1e-3), torch.randn(2, 32, 5, generator=torch.Generator().manual_seed(0))
+    first = alikeness(net.input_gradient(x, 3))
+    for _ in range(20):
+        optimizer.step(alikeness(net.input_gradient(x, 3)))
+    assert (alikeness(net.input_gradient(x, 3)) < first - 0.1).all()
+
+
+def test_edac_is_sac_n_with_its_term():
+    tiny = EDAC.Config.tiny()
+    without, with_term, plain = (
+        start(method, config=config)
+        for method, config in ((EDAC, replace(tiny, diversity=0.0)), (EDAC, tiny), (SACN, SACN.Config.tiny()))
+    )
+    for stepper in (without, with_term, plain):
+        advance(stepper, 0, 5)
+    state, same, other = (stepper.method.state_dict() for stepper in (plain, without, with_term))
+    assert all(torch.equal(state[name], same[name]) for name in state)
+    assert not torch.equal(state["critic.weights.0"], other["critic.weights.0"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        (None, (10, 1.0)),
+        ("medium_expert", (10, 5.0)),
+        ("hopper", (50, 1.0)),
+        ("maze2d", (10, 0.1)),
+        ("adroit", (50, 200.0)),
+        ("pen", (20, 10.0)),
+        ("pen_human", (20, 1000.0)),
+    ],
+)
+def test_edacs_presets_are_the_cards(preset, expected):
+    config = EDAC.Config(**(EDAC.PRESETS[preset] if preset else {}))
+    assert (config.n_critics, config.diversity) == expected
+    assert (config.reward, config.normalize_obs, config.hidden_dims) == ("none", False, (256, 256, 256))
+
+
+def test_edac_needs_two_critics():
+    with pytest.raises(ValueError, match=r"expected algorithm.n_critics in \[2, inf\), got 1"):
+        EDAC(Spec(3, 2), EDAC.Config(n_critics=1), (0,))
+
+
+# ---- SAC
 
 
 def test_sac_in_a_simulator_learns_from_its_own_rows_after_random_steps():

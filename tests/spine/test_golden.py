@@ -22,6 +22,7 @@ SETTINGS = {
     "cal_ql": ("algorithm=cal_ql", "algorithm.critic_hidden_dims=[16,16]", "algorithm.n_actions=3"),
     "rebrac": ("algorithm=rebrac",),
     "sac_n": ("algorithm=sac_n", "algorithm.n_critics=3"),
+    "edac": ("algorithm=edac", "algorithm.n_critics=3"),
 }
 GOLDEN = {
     "bc": {"state": 126.23757, "return": 28.622833, "policy_loss": 0.24897805},
@@ -94,6 +95,15 @@ GOLDEN = {
         "q": 0.0067102918,
         "entropy": 1.3543099,
         "policy_loss": -1.329393,
+    },
+    "edac": {
+        "state": 3115.5007,
+        "return": 83.173293,
+        "policy_loss": -1.3252199,
+        "q": 0.0016817199,
+        "critic_loss": 125.84093,
+        "entropy": 1.3543103,
+        "temperature": 0.99685782,
     },
 }
 
