@@ -105,7 +105,7 @@ class Family(FineTuning):
             low, high = config.coefficient_min, config.coefficient_max
             raise ValueError(f"expected coefficient_min of at most coefficient_max, got {low} and {high}")
         given, unused = (getattr(each, "temperature", None) for each in (config, type(config)))
-        if given != unused and isinstance(unused, float):
+        if given != unused:
             raise ValueError(
                 f"expected temperature left alone, got {given}: {self.name} has a family of them; "
                 "set coefficient_min and coefficient_max"

@@ -99,12 +99,12 @@ class SquashedGaussian(MLP):
             log_std = torch.addcmul(self.std_summand, log_std, self.std_factor)
         return mean, torch.nn.functional.hardtanh(log_std, *self.log_std_range)
 
-    def sample(self, x: Tensor, normal: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor]:
+    def sample(self, x: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [R, B, A] in (-1, 1) and their log densities [R, B], for standard normals [R, B, A].
 
         With normals [R, N, B, A], N actions for each row: [R, N, B, A] and [R, N, B].
         """
-        return squashed_sample(self.moments(x, frozen), normal)
+        return squashed_sample(self.moments(x), normal)
 
 
 class Temperature(torch.nn.Module):
