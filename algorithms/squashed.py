@@ -43,6 +43,7 @@ def _one_per_row(moments: tuple[Tensor, Tensor], normal: Tensor) -> tuple[Tensor
     return (mean[:, None], log_std[:, None]) if normal.dim() > mean.dim() else (mean, log_std)
 
 
+_MOST_ACTION = 0.99999
 STDS = ("head", "free", "affine")
 
 
@@ -105,6 +106,12 @@ class SquashedGaussian(MLP):
         With normals [R, N, B, A], N actions for each row: [R, N, B, A] and [R, N, B].
         """
         return squashed_sample(self.moments(x), normal)
+
+    def nll(self, x: Tensor, action: Tensor) -> Tensor:
+        """Negative log densities [R, B] of given actions [R, B, A], which are taken at most 0.99999 from zero."""
+        mean, log_std = self.moments(x)
+        before = torch.atanh(action.clamp(-_MOST_ACTION, _MOST_ACTION))
+        return -squashed_log_prob((before - mean) * torch.exp(-log_std), log_std, before)
 
 
 class Temperature(torch.nn.Module):

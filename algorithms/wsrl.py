@@ -1,6 +1,6 @@
 """WSRL: warm-start RL without logged data online (Zhou, Peng, Li, Levine and Kumar, ICLR 2025, arXiv 2412.07762).
 
-Offline, CQL or Cal-QL with an ensemble of layer-normalised critics. Online, after a short time in which the frozen
+Offline, CQL, Cal-QL or IQL with an ensemble of layer-normalised critics. Online, after a short time in which the frozen
 policy only collects, plain soft actor-critic with many critic updates per step, on its own rows alone. Every tensor has
 a leading replica axis R; replicas never interact.
 """
@@ -18,48 +18,22 @@ from torch import Tensor
 from offon.algorithms.conservative import calibrated, importance_gap, plain_gap, weighted_candidates
 from offon.algorithms.fine_tuning import joined
 from offon.algorithms.interface import Algorithm, Obs, Plan, Rows, Spec
-from offon.algorithms.losses import critic_loss, td_target
+from offon.algorithms.iql import awr_weight, expectile_loss
+from offon.algorithms.losses import critic_loss, td_target, weighted_loss
 from offon.algorithms.nn import MLP, Adam, Norm, Output, ema_
 from offon.algorithms.noise import ActNoise, Noise
 from offon.algorithms.registry import register
 from offon.algorithms.rlpd import actor_loss
+from offon.algorithms.shared_head import SharedHead, best_of_subset, chosen, values_of
 from offon.algorithms.squashed import SquashedGaussian, Temperature, temperature_loss
 from offon.datasets.transitions import Batch
 
 _LOG_STD = (-11.512925464970229, 2.302585092994046)  # of 1e-5 and 10
 
 
-def chosen(draw: Tensor, count: int) -> Tensor:
-    """Numbers of critics for uniforms [R, K], drawn with replacement: int64 [R, K]."""
-    return (draw * count).long().clamp(max=count - 1)
-
-
-def best_of_subset(q: Tensor) -> Tensor:
-    """The least value over critics, then the greatest over actions: [R, K, N, B] -> [R, B]."""
-    return q.amin(1).amax(1)
-
-
-class SharedHead(torch.nn.Module):
-    """Critics with hidden layers of their own and, as in the released code, one output layer for all of them."""
-
-    def __init__(
-        self, seeds: Sequence[int], name: str, sizes: Sequence[int], ensemble: int, gain: float | None
-    ) -> None:
-        super().__init__()
-        output = None if gain is None else Output(gain=gain)
-        self.trunk = MLP(seeds, name, sizes[:-1], ensemble, Norm(1e-6), init="orthogonal", output=output, trunk=True)
-        self.head = MLP(seeds, f"{name}/head", sizes[-2:], init="orthogonal")
-
-    def forward(self, x: Tensor, members: Tensor | None = None, frozen: bool = False) -> Tensor:
-        """[R, B, in] -> [R, E, B, 1], or of the critics with these numbers [R, K] only."""
-        hidden = self.trunk(x, members=members, frozen=frozen)
-        out = self.head(hidden.flatten(1, 2), frozen=frozen)
-        return out.view(*hidden.shape[:3], 1)
-
-
 @register("wsrl", protocols=("offline_to_online",))
 class WSRL(Algorithm):
-    """Conservative pre-training, a warm-up, then high-update soft actor-critic on own rows."""
+    """Pre-training, a warm-up, then high-update soft actor-critic on own rows."""
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -70,6 +44,9 @@ class WSRL(Algorithm):
             "target_critics": "[1, inf)",
             "n_actions": "[1, inf)",
             "conservative_weight": "[0, inf)",
+            "expectile": "(0, 1)",
+            "inverse_temperature": "[0, inf)",
+            "max_weight": "(0, inf)",
             "utd": "[1, inf)",
             "warmup": "[0, inf)",
             "offline_ratio": "[0, 1]",
@@ -80,7 +57,7 @@ class WSRL(Algorithm):
             "critic_hidden_dims": "[1, inf)",
         }
 
-        pretrain: str = "cql"  # cql or cal_ql (whose gap is bounded by Monte-Carlo returns); offline only
+        pretrain: str = "cql"  # offline: cql, cal_ql (whose gap is bounded by Monte-Carlo returns) or iql
         failure_reward: float = 0.0  # an episode of nothing but it, transformed, is worth it for ever; for cal_ql
         n_critics: int = 10  # critics in the ensemble
         target_critics: int = 2  # of them, drawn with replacement for each target
@@ -88,6 +65,9 @@ class WSRL(Algorithm):
         conservative_weight: float = 5.0  # of the gap, offline; 1 on adroit
         multiplier: bool = False  # a learned multiplier keeps the gap at `target_gap`; antmaze
         target_gap: float = 0.8  # of the multiplier
+        expectile: float = 0.7  # of iql: level of the value's expectile; 0.9 for antmaze
+        inverse_temperature: float = 3.0  # of iql: multiplies the advantage in the policy's weights; 10 for antmaze
+        max_weight: float = 100.0  # of iql: clip on these weights
         importance: bool = True  # candidates are weighted by their densities; not on kitchen
         n_actions: int = 10  # candidates of each kind, and next actions of a maximising target
         max_backup_online: bool = False  # the online target is the best of ten next actions; antmaze
@@ -112,16 +92,16 @@ class WSRL(Algorithm):
             rates: dict[str, Any] = {"policy_lr": 3e-3, "critic_lr": 3e-3, "tau": 0.05, "conservative_weight": 0.5}
             return cls(batch_size=16, n_actions=3, utd=2, warmup=4, **sizes, **rates)
 
-    PRESETS: ClassVar[Mapping[str, Mapping]] = {
-        "antmaze": {
-            "pretrain": "cal_ql",
-            "reward": "ten_minus_five",
-            "failure_reward": -5.0,
-            "multiplier": True,
-            "max_backup_online": True,
-            "std": "free",
-            "critic_hidden_dims": (256,) * 4,
-        },
+    _ANTMAZE: ClassVar[Mapping[str, Any]] = {
+        "reward": "ten_minus_five",
+        "max_backup_online": True,
+        "std": "free",
+        "critic_hidden_dims": (256,) * 4,
+    }
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "antmaze": {**_ANTMAZE, "pretrain": "cal_ql", "failure_reward": -5.0, "multiplier": True},
+        "iql": {"pretrain": "iql"},
+        "iql_antmaze": {**_ANTMAZE, "pretrain": "iql", "expectile": 0.9, "inverse_temperature": 10.0},
         "kitchen": {
             "pretrain": "cal_ql",
             "reward": "minus_four",
@@ -141,27 +121,28 @@ class WSRL(Algorithm):
         "no_warmup": {"warmup": 0},
         "retain_half": {"offline_ratio": 0.5},
     }
-    SWEEPABLE = ("discount", "conservative_weight", "target_gap")
+    SWEEPABLE = ("discount", "conservative_weight", "target_gap", "expectile", "inverse_temperature", "max_weight")
     config: Config
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        for name, choices in (("pretrain", ("cql", "cal_ql")), ("actor_reduction", ("min", "mean"))):
+        for name, choices in (("pretrain", ("cql", "cal_ql", "iql")), ("actor_reduction", ("min", "mean"))):
             if getattr(config, name) not in choices:
                 raise ValueError(f"expected {name} among {', '.join(choices)}, got {getattr(config, name)!r}")
-        gain = config.last_hidden_gain or None
+        init = "xavier" if config.pretrain == "iql" else "orthogonal"  # as the release's agents start
+        gain = (config.last_hidden_gain or None) if init == "orthogonal" else None
         hidden = None if gain is None else Output(gain=gain)
         sizes = (spec.obs_dim, *config.hidden_dims, spec.act_dim)
         self.policy = SquashedGaussian(
-            seeds, "policy", sizes, _LOG_STD, "orthogonal", Norm(1e-6), config.std, last_hidden=hidden
+            seeds, "policy", sizes, _LOG_STD, init, Norm(1e-6), config.std, last_hidden=hidden
         )
         widths = (spec.obs_dim + spec.act_dim, *config.critic_hidden_dims, 1)
         self.critic: SharedHead | MLP
         if config.shared_head:
-            self.critic = SharedHead(seeds, "critic", widths, config.n_critics, gain)
+            self.critic = SharedHead(seeds, "critic", widths, config.n_critics, gain, init)
         else:
             norm, count = Norm(1e-6), config.n_critics
-            self.critic = MLP(seeds, "critic", widths, count, norm, init="orthogonal", last_hidden=hidden)
+            self.critic = MLP(seeds, "critic", widths, count, norm, init=init, last_hidden=hidden)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.temperature = Temperature(len(seeds), 1.0, softplus=True)
         self.multiplier = Temperature(len(seeds), 1.0, softplus=True)
@@ -169,6 +150,10 @@ class WSRL(Algorithm):
         self.critic_optimizer = Adam([self.critic], config.critic_lr)
         self.temperature_optimizer = Adam([self.temperature], config.policy_lr)
         self.multiplier_optimizer = Adam([self.multiplier], config.critic_lr)
+        if config.pretrain == "iql":
+            values = (spec.obs_dim, *config.critic_hidden_dims, 1)
+            self.value = MLP(seeds, "value", values, layer_norm=Norm(1e-6), init=init)
+            self.value_optimizer = Adam([self.value], config.critic_lr)
         self._online = False
 
     def begin(self, phase: str) -> None:
@@ -191,7 +176,10 @@ class WSRL(Algorithm):
 
     def update(self, batch: dict[str, Batch], noise: Noise) -> dict[str, Tensor]:
         """Offline one step of everything at the parameters before it; online the critics first, then the policy."""
-        return self._learn_online(batch, noise) if self._online else self._learn_offline(joined(batch), noise)
+        if self._online:
+            return self._learn_online(batch, noise)
+        learn = self._learn_expectile if self.config.pretrain == "iql" else self._learn_offline
+        return learn(joined(batch), noise)
 
     # ---- offline
 
@@ -216,6 +204,36 @@ class WSRL(Algorithm):
             "q": q.detach().mean((1, 2)),
             "entropy": entropy,
             "temperature": temperature,
+        }
+
+    def _learn_expectile(self, data: Batch, noise: Noise) -> dict[str, Tensor]:
+        """IQL: value, policy and critics, all from the parameters before; the temperature waits for the second phase.
+
+        The release fits a Gaussian without a squash; here it is the squashed policy that goes on online.
+        """
+        config = self.config
+        with torch.no_grad():
+            target_q = self.target_critic(data.obs_action).squeeze(-1)
+            best, best_now = (
+                values_of(target_q, chosen(noise.uniform(name, config.target_critics), config.n_critics)).amin(1)
+                for name in ("value_critics", "advantage_critics")
+            )
+            next_v = self.value(data.next_obs).squeeze(-1)
+            target = td_target(data.reward, data.terminated, next_v, self.hp("discount"))
+        v, q = self.value(data.obs).squeeze(-1), self.critic(data.obs_action).squeeze(-1)
+        value_loss, q_loss = expectile_loss(best - v, self.hp("expectile")), critic_loss(q, target, "mean")
+        weight = awr_weight(best_now - v.detach(), self.hp("inverse_temperature"), self.hp("max_weight"))
+        policy_loss = weighted_loss(weight, self.policy.nll(data.obs, data.action))
+        self.value_optimizer.step(value_loss)
+        self.policy_optimizer.step(policy_loss)
+        self.critic_optimizer.step(q_loss)
+        ema_(self.target_critic, self.critic, config.tau)
+        return {
+            "value_loss": value_loss.detach(),
+            "critic_loss": q_loss.detach(),
+            "policy_loss": policy_loss.detach(),
+            "v": v.detach().mean(-1),
+            "q": q.detach().mean((1, 2)),
         }
 
     @torch.no_grad()
@@ -246,7 +264,7 @@ class WSRL(Algorithm):
             every = torch.cat((uniform, current, following), 1)
         members = chosen(noise.uniform(f"{prefix}gap_critics", self.config.target_critics), self.config.n_critics)
         q_random, q_current, q_next = self._values(self.critic, data.obs, every, members).chunk(3, 2)
-        q = q.gather(1, members[..., None].expand(-1, -1, rows))
+        q = values_of(q, members)
         bound = data.column("mc_return") if self.config.pretrain == "cal_ql" else None
         q_current, q_next = calibrated(q_current, bound), calibrated(q_next, bound)
         if self.config.importance:

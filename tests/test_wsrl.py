@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,14 @@ from offon.algorithms.interface import Spec
 from offon.algorithms.losses import critic_loss, td_target
 from offon.algorithms.nn import MLP, Adam, Norm
 from offon.algorithms.rlpd import actor_loss
-from offon.algorithms.squashed import Temperature, temperature_loss
-from offon.algorithms.wsrl import WSRL, best_of_subset, chosen
+from offon.algorithms.shared_head import best_of_subset, chosen
+from offon.algorithms.squashed import SquashedGaussian, Temperature, temperature_loss
+from offon.algorithms.wsrl import WSRL
+from offon.benchmark.contract import (
+    a_five_state_chain_is_learned,
+    another_replicas_parameters_change_nothing,
+    resume_is_bit_equal,
+)
 from offon.benchmark.stepper import snapshot
 from offon.benchmark.trial import ONLINE, advance, start
 
@@ -171,8 +178,81 @@ def test_without_coasting_left_out_optimisers_stand_still():
     assert state["policy_optimizer.count"].item() == 3 and state["critic_optimizer.count"].item() == 3 * config.utd
 
 
+# ---- pre-training by IQL
+
+
+def iql_trial(**changes):
+    return start(WSRL, config=replace(WSRL.Config.tiny(), pretrain="iql", **changes))
+
+
+def test_a_given_actions_density_is_that_of_the_sample():
+    for std in ("head", "free"):
+        policy = SquashedGaussian((0, 1), "policy", (3, 8, 2), (-5.0, 2.0), "torch", std=std).double()
+        rng = torch.Generator().manual_seed(0)
+        x, normal = (torch.randn(2, 5, width, generator=rng, dtype=D) for width in (3, 2))
+        action, log_prob = policy.sample(x, normal)
+        torch.testing.assert_close(policy.nll(x, action), -log_prob)
+    assert policy.nll(x, torch.ones(2, 5, 2, dtype=D)).isfinite().all()
+
+
+def test_one_update_of_iql_is_that_of_its_formulas_at_the_parameters_before():
+    stepper, before = iql_trial(), iql_trial().method
+    metrics = stepper.run(0, 1)
+    draws = [stepper.noise._buffers["uniform", name, (2,)][0][0] for name in ("value_critics", "advantage_critics")]
+    data = stepper.replay.gather(stepper.noise._buffers[f"integers{stepper.replay.size}", "rows/data", (16,)][0][0])
+    with torch.no_grad():
+        every, v = before.target_critic(data.obs_action).squeeze(-1), before.value(data.obs).squeeze(-1)
+        best = [every.gather(1, chosen(draw, 3)[..., None].expand(-1, -1, 16)).amin(1) for draw in draws]
+        u = best[0] - v
+        value_loss = (torch.where(u < 0, 0.3, 0.7) * u.square()).mean(-1)
+        weight = (3.0 * (best[1] - v)).exp().clamp(max=100.0)
+        policy_loss = (weight * before.policy.nll(data.obs, data.action)).mean(-1)
+        target = data.reward + 0.99 * (1.0 - data.terminated) * before.value(data.next_obs).squeeze(-1)
+        q_loss = (before.critic(data.obs_action).squeeze(-1) - target[:, None]).square().mean((1, 2))
+    expected = {"value_loss": value_loss, "policy_loss": policy_loss, "critic_loss": q_loss, "v": v.mean(-1)}
+    for name, value in expected.items():
+        torch.testing.assert_close(metrics[name], value)
+
+
+def test_iql_moves_neither_temperature_nor_multiplier_and_asks_for_no_returns():
+    stepper = iql_trial()
+    before = snapshot(stepper.method)
+    advance(stepper, 0, 3)
+    after = stepper.method.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    trained = {"value", "policy", "critic"}
+    assert moved == trained | {f"{name}_optimizer" for name in trained} | {"target_critic"}
+    assert stepper.method.sources("offline")["data"].columns == ()
+
+
+def test_after_iql_the_online_phase_is_the_same_soft_actor_critic():
+    config = replace(WSRL.Config.tiny(), pretrain="iql")
+    online = start(WSRL, ONLINE, config=config)
+    before = snapshot(online.method.value)
+    metrics = advance(online, 0, 2)
+    assert set(metrics[0]) == {"critic_loss", "policy_loss", "q", "entropy", "temperature"}
+    assert all(torch.equal(before[name], tensor) for name, tensor in online.method.value.state_dict().items())
+
+
+@pytest.mark.parametrize("promise", [resume_is_bit_equal, another_replicas_parameters_change_nothing])
+def test_iql_keeps_the_contract_too(promise):
+    promise(WSRL, "iql")
+
+
+@pytest.mark.slow
+def test_iql_learns_a_five_state_chain():
+    a_five_state_chain_is_learned(WSRL, "iql")
+
+
+def test_iqls_presets_are_the_cards():
+    found = {name: WSRL.Config(**WSRL.PRESETS[name]) for name in ("iql", "iql_antmaze")}
+    settings = {name: (each.expectile, each.inverse_temperature, each.max_weight) for name, each in found.items()}
+    assert settings == {"iql": (0.7, 3.0, 100.0), "iql_antmaze": (0.9, 10.0, 100.0)}
+    assert found["iql_antmaze"].reward == "ten_minus_five" and not found["iql_antmaze"].multiplier
+
+
 def test_wrong_settings_are_refused():
-    wrong = ({"pretrain": "iql"}, "expected pretrain among cql, cal_ql"), ({"std": "exp"}, "expected std among")
+    wrong = ({"pretrain": "bc"}, "expected pretrain among cql, cal_ql, iql"), ({"std": "exp"}, "expected std among")
     for change, message in wrong:
         with pytest.raises(ValueError, match=message):
             WSRL(Spec(3, 2), WSRL.Config(**change), (0,))
