@@ -235,6 +235,19 @@ ACTING = {
         "env_steps=10",
         "eval_every=15",
     ),
+    "wsrl iql": (
+        "algorithm=wsrl/iql",
+        "algorithm.hidden_dims=[16,16]",
+        "algorithm.batch_size=16",
+        "algorithm.critic_hidden_dims=[16,16]",
+        "algorithm.n_critics=3",
+        "algorithm.utd=2",
+        "algorithm.warmup=4",
+        "task=offon/dmsd-small",
+        "updates=20",
+        "env_steps=10",
+        "eval_every=15",
+    ),
 }
 ACTED = {
     "hnpg": {
@@ -429,6 +442,20 @@ ACTED = {
         "online/critic_loss": 59.150837,
         "offline/critic_loss": 61.289845,
         "offline/q": 0.02597278,
+    },
+    "wsrl iql": {
+        "state": 37197600.0,
+        "return": -62.896579,
+        "online/entropy": 0.47653994,
+        "offline/critic_loss": 20.895569,
+        "offline/policy_loss": 1792.0476,
+        "offline/q": -0.20749088,
+        "offline/value_loss": 0.85546529,
+        "online/q": 0.32511896,
+        "online/critic_loss": 6.7443991,
+        "online/policy_loss": 0.080337167,
+        "online/temperature": 0.99978876,
+        "offline/v": -1.1438891,
     },
 }
 
