@@ -8,9 +8,9 @@ the balance policy's mode. Every tensor has a leading replica axis R; replicas n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from offon.algorithms.awac import AWAC
 from offon.algorithms.cql import CQL, PolicyInputs
 from offon.algorithms.families import WEIGHTINGS, Family, beyond_range, family_weight
-from offon.algorithms.interface import Spec
+from offon.algorithms.interface import Plan, Spec
 from offon.algorithms.iql import IQL
 from offon.algorithms.losses import weighted_loss
 from offon.algorithms.nn import Norm, Output
@@ -27,6 +27,9 @@ from offon.algorithms.policies import GaussianPolicy
 from offon.algorithms.registry import register
 from offon.algorithms.squashed import SquashedGaussian, squashed_action
 from offon.datasets.transitions import Batch
+
+if TYPE_CHECKING:
+    from typing import Self
 
 _BALANCE_LOG_STD = (-10.0, 2.0)
 
@@ -157,6 +160,8 @@ class FamO2OCQL(Family, CQL):
     class Config(Family.Config, CQL.Config):
         """Defaults equal the released code on locomotion, but for the balance policy's range."""
 
+        RANGES: ClassVar[Mapping[str, str]] = {"online_block": "[1, inf)"}
+
         normalize_obs: bool = False
         coefficient_min: float = 0.5
         coefficient_max: float = 1.5
@@ -166,6 +171,12 @@ class FamO2OCQL(Family, CQL):
         policy_lr: float = 3e-4
         hidden_dims: tuple[int, ...] = (256, 256)
         critic_hidden_dims: tuple[int, ...] = (256, 256)
+        online_block: int = 1000  # environment steps in a row, then as many updates
+
+        @classmethod
+        def tiny(cls) -> Self:
+            """The contract suite's."""
+            return replace(super().tiny(), online_block=4)
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "as_code": {"balance_range_as_code": True},
@@ -175,6 +186,10 @@ class FamO2OCQL(Family, CQL):
     INITS = ("lecun", "lecun")
     HEAD = Output(variance=0.01)
     config: Config
+
+    def plan(self, phase: str) -> Plan:
+        """Online a block of steps, then as many updates."""
+        return replace(super().plan(phase), block=self.config.online_block)
 
     def _critic_norm(self) -> bool | Norm:
         return Norm(1e-6) if self.config.layer_norm else False

@@ -175,6 +175,7 @@ def test_every_update_and_every_step_online_is_one_gradient_step(method):
         assert int(each.method.balance_optimizer.count) == -(-count // every)
     plan = online.method.plan("online")
     assert (plan.updates_per_step, plan.warmup_steps, plan.random_steps) == (1, 0, 0)
+    assert method(Spec(3, 2), method.Config(), (0,)).plan("online").block == (1000 if method is FamO2OCQL else 1)
 
 
 def test_weights_and_log_likelihoods_must_have_one_shape():
