@@ -119,6 +119,24 @@ class Noise(_Draws):
         return buffer[self._slot]
 
 
+class Under(Noise):
+    """The same noise under names that begin with a prefix: for parts of an update that are run several times."""
+
+    def __init__(self, noise: Noise, prefix: str) -> None:
+        self._noise, self._prefix = noise, prefix
+
+    def under(self, prefix: str) -> Under:
+        """The same under a longer prefix."""
+        return Under(self._noise, f"{self._prefix}/{prefix}")
+
+    def turn(self, period: int) -> int:
+        """As the noise itself says."""
+        return self._noise.turn(period)
+
+    def _draw(self, kind: str, name: str, shape: tuple[int, ...], convert: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._noise._draw(kind, f"{self._prefix}/{name}", shape, convert)
+
+
 class ActNoise(_Draws):
     """Noise of acting: each draw is [R, N, *shape], a function of (replica seed, phase, name, episode seed, t).
 

@@ -18,7 +18,7 @@ ENTRY_POINTS = "offon.algorithms"
 PROTOCOLS = ("offline", "offline_to_online", "hybrid", "on_policy_hybrid", "experiment_design")
 _PACKAGE_FILES = (
     *("bc", "td3_bc", "iql", "awac", "cql", "rebrac", "sac", "ro2o", "famo2o", "wsrl"),
-    *("h2o", "hnpg", "hyq", "rlpd"),
+    *("h2o", "hnpg", "hyq", "moorl", "rlpd"),
     *("ftpedel", "lsvi"),
 )
 _METHODS: dict[str, type[Method]] = {}

@@ -18,7 +18,7 @@ from torch import Tensor
 from offon.algorithms.fine_tuning import FineTuning, joined
 from offon.algorithms.interface import Obs, Plan, Rows, Spec
 from offon.algorithms.losses import critic_loss, soft_target
-from offon.algorithms.nn import MLP, Adam, Output, ema_
+from offon.algorithms.nn import MLP, Adam, Norm, Output, ema_
 from offon.algorithms.noise import ActNoise, Noise
 from offon.algorithms.registry import register
 from offon.algorithms.squashed import SquashedGaussian, Temperature, log_temperature_loss
@@ -78,12 +78,22 @@ class SAC(FineTuning):
         span = (config.log_std_min, 2.0)
         self.policy = SquashedGaussian(seeds, "policy", sizes, span, self.INITS[0], output=self.HEADS[0])
         widths = (spec.obs_dim + spec.act_dim, *config.hidden_dims, 1)
-        self.critic = MLP(seeds, "critic", widths, config.n_critics, init=self.INITS[1], output=self.HEADS[1])
+        self.critic = MLP(
+            seeds, "critic", widths, config.n_critics, self._critic_norm(), init=self.INITS[1], output=self.HEADS[1]
+        )
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.temperature = Temperature(len(seeds), config.initial_temperature)
         self.policy_optimizer = Adam([self.policy], config.lr)
         self.critic_optimizer = Adam([self.critic], config.lr)
         self.temperature_optimizer = Adam([self.temperature], config.lr)
+
+    def _critic_norm(self) -> bool | Norm:
+        """Layer normalisation of the critics."""
+        return False
+
+    def _average_target(self) -> None:
+        """The target follows the critics, after each of their steps."""
+        ema_(self.target_critic, self.critic, self.config.tau)
 
     def sources(self, phase: str) -> dict[str, Rows]:
         """Under `hybrid` own rows; otherwise what fine-tuning asks for."""
@@ -126,7 +136,7 @@ class SAC(FineTuning):
         q = self.critic(data.obs_action).squeeze(-1)
         loss = self._critic_loss(data, noise, q, next_q, log_prob)
         self.critic_optimizer.step(loss)
-        ema_(self.target_critic, self.critic, self.config.tau)
+        self._average_target()
         return loss, q
 
     def _critic_loss(self, data: Batch, noise: Noise, q: Tensor, next_q: Tensor, log_prob: Tensor) -> Tensor:

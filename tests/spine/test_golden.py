@@ -249,6 +249,15 @@ ACTING = {
         "env_steps=10",
         "eval_every=15",
     ),
+    "moorl": (
+        "algorithm=moorl",
+        "algorithm.hidden_dims=[16,16]",
+        "algorithm.batch_size=16",
+        "algorithm.start_steps=4",
+        "task=offon/dmsd-small",
+        "env_steps=12",
+        "eval_every=12",
+    ),
 }
 ACTED = {
     "hnpg": {
@@ -457,6 +466,23 @@ ACTED = {
         "online/balance_loss": -0.056238614,
         "offline/coefficient": 0.99992311,
         "online/coefficient": 0.98215914,
+    },
+    "moorl": {
+        "state": 1263.0091,
+        "return": 95.950636,
+        "entropy": 1.3489933,
+        "most_q_logged": 0.284495,
+        "td_logged": 78.109795,
+        "critic_loss": 51.244534,
+        "cosine_of_sources": 0.56649345,
+        "policy_loss": -1.1574415,
+        "policy_way": 0.0094967214,
+        "td_own": 28.729197,
+        "q": -0.090421937,
+        "critic_way": 0.029742641,
+        "temperature": 0.99834985,
+        "logged_share": 0.5,
+        "most_q_own": 0.22264554,
     },
 }
 
