@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -82,7 +82,8 @@ class MOORL(SAC):
         @classmethod
         def tiny(cls) -> MOORL.Config:
             """The contract suite's."""
-            return replace(super().tiny(), inner_steps=2)
+            sizes: dict[str, Any] = {"hidden_dims": (16, 16), "n_critics": 3, "inner_steps": 2}
+            return cls(batch_size=16, lr=3e-3, tau=0.05, start_steps=4, **sizes)
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "fresh": {"inner_batch": "fresh"},
@@ -166,8 +167,7 @@ class MOORL(SAC):
     def _block(self, data: Batch, noise: Under) -> dict[str, Tensor]:
         """The inner steps, from the slow parameters on; the fast ones stand where they led."""
         with torch.no_grad():
-            fast = [*self.policy.parameters(), *self.critic.parameters()]
-            torch._foreach_copy_(fast, [*self.slow_policy.parameters(), *self.slow_critic.parameters()])
+            torch._foreach_copy_(self._fast(), self._slow())
         if self.config.inner_opt_state == "reset":
             self.policy_optimizer.reset()
             self.critic_optimizer.reset()
@@ -249,7 +249,7 @@ class MOORL(SAC):
         policy_way, way = flat(ways[:of_policy]), flat(ways[of_policy:])
         other = torch.where(is_logged[:, None], self.moved[:, OWN], self.moved[:, LOGGED])
         norms = torch.linalg.vector_norm(way, dim=-1), torch.linalg.vector_norm(other, dim=-1)
-        cosine = (way * other).sum(-1) / (norms[0] * norms[1]).clamp(min=1e-30)
+        cosine = torch.linalg.vecdot(way, other) / (norms[0] * norms[1]).clamp(min=1e-30)
         place = is_logged[:, None] == self.places
         self.moved.copy_(torch.where(place[..., None], way[:, None], self.moved))
         policy_norm = torch.linalg.vector_norm(policy_way, dim=-1)
@@ -268,7 +268,8 @@ class MOORL(SAC):
         target = soft_target(data.reward, data.terminated, next_q, log_prob, discount, temperature)
         q = self.slow_critic(data.obs_action).squeeze(-1)
         by_source = (*q.shape[:2], 2, size)
-        errors = (q - target[:, None]).square().view(by_source).mean(-1).sum(1)
+        squares = torch.nn.functional.mse_loss(q, target[:, None].expand_as(q), reduction="none")
+        errors = squares.view(by_source).mean(-1).sum(1)
         largest = q.abs().view(by_source).amax((1, 3))
         named = zip(("td_logged", "td_own"), errors.unbind(1), strict=True)
         return {**dict(named), "most_q_logged": largest[:, LOGGED], "most_q_own": largest[:, OWN]}
