@@ -251,7 +251,7 @@ class MOORL(SAC):
         norms = torch.linalg.vector_norm(way, dim=-1), torch.linalg.vector_norm(other, dim=-1)
         cosine = torch.linalg.vecdot(way, other) / (norms[0] * norms[1]).clamp(min=1e-30)
         place = is_logged[:, None] == self.places
-        self.moved.copy_(torch.where(place[..., None], way[:, None], self.moved))
+        torch.where(place[..., None], way[:, None], self.moved, out=self.moved)
         policy_norm = torch.linalg.vector_norm(policy_way, dim=-1)
         return {"critic_way": norms[0], "policy_way": policy_norm, "cosine_of_sources": cosine}
 
