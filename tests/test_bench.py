@@ -209,7 +209,7 @@ def test_a_peer_that_is_not_there_is_refused(peers, message):
 
 
 def test_a_benchmark_that_does_not_exist_and_a_peer_without_use_are_refused():
-    with pytest.raises(BenchError, match="expected a benchmark among train, evaluate, design, got 'sing'"):
+    with pytest.raises(BenchError, match="expected a benchmark among train, evaluate, online, design, got 'sing'"):
         bench.main("sing", {})
     with pytest.raises(BenchError, match="expected no --peer"):
         bench.main("evaluate", {"corl": "x"})
