@@ -107,13 +107,28 @@ class IQL(FineTuning):
         else:
             self.policy = DeterministicPolicy(seeds, "policy", sizes, dropout=config.dropout, init=config.init)
         self.value = MLP(seeds, "value", (spec.obs_dim, *config.hidden_dims, 1), init=config.init)
-        critic_sizes = (spec.obs_dim + spec.act_dim, *config.hidden_dims, 1)
-        self.critic = MLP(seeds, "critic", critic_sizes, ensemble=2, init=config.init)
+        self.critic = self.make_critic((spec.obs_dim + spec.act_dim, *config.hidden_dims, 1))
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         cosine = spec.updates.get("offline") if config.cosine_policy_lr else None
         self.policy_optimizer = Adam([self.policy], config.lr, cosine_updates=cosine)
         self.value_optimizer = Adam([self.value], config.lr)
         self.critic_optimizer = Adam([self.critic], config.lr)
+
+    def make_critic(self, sizes: tuple[int, ...]) -> MLP:
+        """The critics, [R, E, ...]; what a variant replaces, like the next three."""
+        return MLP(self.seeds, "critic", sizes, ensemble=2, init=self.config.init)
+
+    def pooled(self, target_q: Tensor) -> Tensor:
+        """One value of what the target critics say: [R, E, B] -> [R, B]."""
+        return target_q.amin(1)
+
+    def critic_target(self, data: Batch, next_v: Tensor) -> Tensor:
+        """What all critics learn, [R, B]."""
+        return td_target(data.reward, data.terminated, next_v, self.hp("discount"))
+
+    def critic_loss(self, q: Tensor, target: Tensor) -> Tensor:
+        """The critics' error, [R, E, B] and [R, B] -> [R]."""
+        return critic_loss(q, target, self.config.critic_reduction)
 
     def begin(self, phase: str) -> None:
         """Online the policy's rate is the full one again: over the offline updates a cosine has brought it to 0."""
@@ -124,12 +139,11 @@ class IQL(FineTuning):
         """One step of value, policy and critics, then the target average."""
         data = joined(batch)
         with torch.no_grad():
-            target_q = self.target_critic(data.obs_action).squeeze(-1).amin(1)
+            target_q = self.pooled(self.target_critic(data.obs_action).squeeze(-1))
         value_loss, v, next_v = self._update_value(data, target_q)
         metrics = self._update_policy(data, target_q - v, noise)
-        target = td_target(data.reward, data.terminated, next_v, self.hp("discount"))
         q = self.critic(data.obs_action).squeeze(-1)
-        q_loss = critic_loss(q, target, self.config.critic_reduction)
+        q_loss = self.critic_loss(q, self.critic_target(data, next_v))
         self.critic_optimizer.step(q_loss)
         ema_(self.target_critic, self.critic, self.config.tau)
         return {

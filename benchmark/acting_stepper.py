@@ -93,7 +93,7 @@ def acting_stepper(
     plan = method.plan(phase)
     stepper = Stepper(method, replay, phase, device, online, chunk=min(CHUNK, plan.block * plan.updates_per_step))
     rewards = reward_map(data.original, method.config.reward)
-    actors = Actors(Policy(method, data.original.stats()), env, phase, rewards)
+    actors = Actors(Policy(method, data.moments), env, phase, rewards)
     return ActingStepper(actors, stepper, phase)
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from offon.benchmark.further_tables import FurtherTable
+
 LEFT = ("algorithm", "status")
 COUNTS = ("seeds", "episodes", "rank", "seeds_expected")
 HEADINGS = ("#", "algorithm", "IQM [95 %]", "mean ± std", "median", "oracle best", "vs. behaviour", "seeds", "status")
@@ -60,7 +62,7 @@ def csv_text(table: pd.DataFrame) -> str:
     return out.getvalue()
 
 
-def markdown(table: pd.DataFrame, events: Sequence[Incident], acting: pd.DataFrame | None = None) -> str:
+def markdown(table: pd.DataFrame, events: Sequence[Incident], further: Sequence[FurtherTable] = ()) -> str:
     """The board as one Markdown page: what is not in the numbers first, then a table per task and suite."""
     lines = ["# Leaderboard", "", *_incident_lines(events)]
     for (_, name), rows in _sections(table):
@@ -70,33 +72,24 @@ def markdown(table: pd.DataFrame, events: Sequence[Incident], acting: pd.DataFra
         lines += ["", f"## {_escaped(name)}", "", f"| {' | '.join(headings)} |", f"| {' | '.join(rule)} |"]
         lines += [f"| {' | '.join(_cell(heading, row[heading]) for heading in headings)} |" for row in shown]
     reading = [READING]
-    for (_, name), rows in sample_sections(acting):
-        lines += ["", f"## {_escaped(name)}", "", *_sample_table(rows)]
-    if acting is not None and len(acting):
-        reading += ["", samples.READING]
+    for each in further:
+        for name, rows in each.sections:
+            lines += ["", f"## {_escaped(name)}", "", *_further_lines([each.shown(row) for row in rows])]
+        reading += ["", each.reading]
     return "\n".join([*lines, "", "## How to read this", "", *reading, ""])
 
 
-def sample_sections(acting: pd.DataFrame | None) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:
-    """Rows of what acting cost, by kind and task, with headings."""
-    sections: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in [] if acting is None else acting.to_dict("records"):
-        sections.setdefault((row["kind"], row["task"]), []).append({str(key): value for key, value in row.items()})
-    titles = {"switch": "from offline to online"}
-    named = {key: f"{key[1]}: {titles.get(key[0], 'what acting cost')}" for key in sections}
-    return [((key[0], named[key]), rows) for key, rows in sections.items()]
-
-
-def _sample_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    texts = [samples.shown(row) for row in rows]
+def _further_lines(texts: Sequence[dict[str, str]]) -> list[str]:
     headings = _filled(list(texts[0]), texts)
     rule = ("---" if heading in LEFT else "---:" for heading in headings)
     body = [f"| {' | '.join(_cell(heading, text[heading]) for heading in headings)} |" for text in texts]
     return [f"| {' | '.join(headings)} |", f"| {' | '.join(rule)} |", *body]
 
 
-def print_table(table: pd.DataFrame, console: Console | None = None, acting: pd.DataFrame | None = None) -> None:
-    """Print the board to the terminal, one table per task and suite, and one of what acting cost per task."""
+def print_table(
+    table: pd.DataFrame, console: Console | None = None, further: Sequence[FurtherTable] = ()
+) -> None:
+    """Print the board to the terminal, one table per task and suite, then the further ones."""
     from rich.console import Console
     from rich.text import Text
 
@@ -110,13 +103,14 @@ def print_table(table: pd.DataFrame, console: Console | None = None, acting: pd.
             style = None if row["status"] == "ranked" else "dim"
             drawn.add_row(*(Text(texts[heading]) for heading in headings), style=style)
         console.print(drawn)
-    for (_, name), rows in sample_sections(acting):
-        shown = [samples.shown(row) for row in rows]
-        headings = _filled([each for each in shown[0] if console.width >= 110 or each in samples.NARROW], shown)
-        drawn = _terminal_table(name, headings)
-        for texts in shown:
-            drawn.add_row(*(Text(texts[heading]) for heading in headings))
-        console.print(drawn)
+    for each in further:
+        for name, rows in each.sections:
+            shown = [each.shown(row) for row in rows]
+            headings = _filled([text for text in shown[0] if console.width >= 110 or text in each.narrow], shown)
+            drawn = _terminal_table(name, headings)
+            for texts in shown:
+                drawn.add_row(*(Text(texts[heading]) for heading in headings))
+            console.print(drawn)
 
 
 def summary(table: pd.DataFrame, events: Sequence[Incident], out_dir: Path) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from offon import envs
 from offon.algorithms import registry
 from offon.algorithms.interface import Algorithm, Features, Method, OnPolicy, Spec, Swept
+from offon.benchmark.attackers import corrupted
 from offon.benchmark.generated import data_options, is_generated
 from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.replay import Replay, columns_of
@@ -23,6 +24,8 @@ from offon.datasets.transitions import DataIdentity, Transitions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from offon.algorithms.interface import Episodes
     from offon.benchmark.linear_data import LinearData
     from offon.benchmark.runs import Job, Replica
@@ -34,10 +37,11 @@ PROTOCOL_VERSION = 1  # raised by hand when loop, networks, optimiser, noise or 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A data set as it was logged, and as the method trains on it."""
+    """A data set as it was logged (and corrupted, if asked), and as the method trains on it."""
 
     original: Transitions
     train: Transitions
+    moments: dict[str, Tensor]  # obs_mean and obs_std that observations are normalised with, where they are
 
     @property
     def identity(self) -> DataIdentity:
@@ -81,8 +85,17 @@ class Finite:
         return logged_episodes(self.mdp, self.member, self.options, seeds)
 
 
-def load_data(data: dict[str, Any], config: Any, env_options: dict[str, Any]) -> Loaded | Finite:
-    """Reads or makes the data of a job and applies what the method's configuration asks for."""
+def load_data(
+    data: dict[str, Any], config: Any, env_options: dict[str, Any], device: str = "cpu"
+) -> Loaded | Finite:
+    """Reads or makes the data of a job, corrupts them if asked and applies what the method's configuration asks for.
+
+    Args:
+        data: of a job.
+        config: of the method.
+        env_options: of the simulator.
+        device: where an attacker is trained, if there is none yet.
+    """
     family, _, member = data["dataset"].partition("/")
     if family == "linear-mdp":
         return _finite(member, data, config, env_options)
@@ -92,20 +105,32 @@ def load_data(data: dict[str, Any], config: Any, env_options: dict[str, Any]) ->
         original = lock_transitions(member, env_options, data_options(data["dataset"], data["options"]))
     else:
         original = load(data["dataset"], **data["options"])
-    train = transforms.transform_reward(original, config.reward)
+    return prepared(corrupted(original, data.get("corruption") or {}, device), config)
+
+
+def prepared(original: Transitions, config: Any) -> Loaded:
+    """The data as a method's configuration asks for them.
+
+    Beside what every configuration has, one may state `best_share` (with `best_discount` and `best_of`), the episodes
+    that are kept, and `normalize_over`, where the statistics of observations come from.
+    """
+    over = getattr(config, "normalize_over", "obs")
+    share = getattr(config, "best_share", None)
+    kept = original if share is None else transforms.keep_best(original, share, config.best_discount, config.best_of)
+    train = transforms.transform_reward(kept, config.reward)
     if config.normalize_obs:
-        train = transforms.normalize_obs(train)
-    return Loaded(original, train)
+        train = transforms.normalize_obs(train, over)
+    return Loaded(original, train, transforms.obs_moments(kept, over))
 
 
 def _finite(member: str, data: dict[str, Any], config: Any, env_options: dict[str, Any]) -> Finite:
     from offon.benchmark.linear_data import identity
     from offon.envs.linear_mdp import make_mdp
 
-    if config.normalize_obs or config.reward != "none":
+    if config.normalize_obs or config.reward != "none" or data.get("corruption"):
         raise DataError(
             f"{data['dataset']}: its states are numbers and its rewards lie in [0, 1]; leave algorithm.normalize_obs "
-            "and algorithm.reward as they are"
+            "and algorithm.reward as they are, and corruption out"
         )
     options = data_options(data["dataset"], data["options"])
     return Finite(make_mdp(member, **env_options), options, identity(member, env_options, options), member)
@@ -115,14 +140,20 @@ def job_data(job: Job) -> Loaded | Finite:
     """The data of a job.
 
     Raises:
-        DataError: if the file is not the one that the job was planned with.
+        DataError: if file or corruption are not those that the job was planned with.
     """
-    loaded = load_data(job.data, method_config(job), job.settings["env_options"])
+    loaded = load_data(job.data, method_config(job), job.settings["env_options"], job.device)
     found = loaded.identity.sha256
     if found != job.data["sha256"]:
         raise DataError(
             f"{job.data['dataset']}: expected sha256 {job.data['sha256'][:12]}…, with which run {job.run_id} was "
             f"planned, found {found[:12]}…; restore the file, or start a new run"
+        )
+    planned, changes = job.data["identity"]["transforms"], list(loaded.transformed.transforms)
+    if planned != changes:  # of an attack, whose victim was trained here
+        raise DataError(
+            f"{job.data['dataset']}: expected the changes {planned}, with which run {job.run_id} was planned, found "
+            f"{changes}; restore the folder `attackers` of the cache (OFFON_CACHE), or start a new run"
         )
     return loaded
 
@@ -206,7 +237,7 @@ def assemble(job: Job) -> tuple[Loaded | Finite, Method, Policy]:
     if isinstance(data, Finite):
         return data, method, Policy(method, {})
     method.prepare(data.train)
-    return data, method, Policy(method, data.original.stats())
+    return data, method, Policy(method, data.moments)
 
 
 def replay_for(method: Algorithm | OnPolicy, data: Loaded, phase: str, device: str) -> Replay:

@@ -14,6 +14,7 @@ import numpy as np
 from offon.benchmark.names import setting, suffixes, suite_setting, variant
 from offon.benchmark.records import Broken, Record, Scan
 from offon.benchmark.statistics import normalized_score
+from offon.datasets.corruption import corruption_of
 
 MIN_SEEDS = 5  # to be ranked; a published table asks for PUBLISHED_SEEDS
 PUBLISHED_SEEDS = 10
@@ -57,6 +58,11 @@ class Cell:
         if not self.report:
             return "unknown"
         return "raw" if self.report.get("score_min") is None or self.report.get("score_max") is None else "score"
+
+    @cached_property
+    def corruption(self) -> dict[str, Any]:
+        """What was done to its logged data, see `datasets.corruption`; empty for clean ones."""
+        return corruption_of((self.identity.get("data") or {}).get("transforms") or ())
 
     @cached_property
     def scores(self) -> np.ndarray:

@@ -75,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     run.set_defaults(function=_run)
     _add_data(command("data", _data, "show, verify, fetch or collect a data set"))
+    corrupt = command("corrupt", _corrupt, "show what a corruption does to a data set")
+    corrupt.add_argument("name", help="task, data set or file")
+    corrupt.add_argument("options", nargs="+", metavar="corruption.KEY=VALUE", help="see `offon run --help`")
+    corrupt.add_argument("--plot", type=Path, help="PNG to write (default corruption-ATTACK.png here)")
     evaluate = command("evaluate", _evaluate, "evaluate the last checkpoint of a run")
     evaluate.add_argument("run", help="run folder or id")
     evaluate.add_argument("--out", type=Path, default=Path("runs"), help="results folder of an id (default runs)")
@@ -183,6 +187,12 @@ def _data(arguments: argparse.Namespace) -> int:
     if arguments.action == "collect":
         return action(arguments.name, arguments.out)
     return action(arguments.name, arguments.json)
+
+
+def _corrupt(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import corruption_plot
+
+    return corruption_plot.show(arguments.name, arguments.options, arguments.plot)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -70,8 +70,10 @@ def _print_columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> 
 def run_help(overrides: list[str]) -> int:
     """Lists every option of `offon run`, and the settings of one algorithm or of all."""
     from offon.algorithms.registry import load_all
+    from offon.benchmark.attackers import CorruptionOptions
     from offon.benchmark.config import find_method
     from offon.benchmark.generated import FAMILIES, option_class
+    from offon.benchmark.tracks import TRACKS
 
     print("usage: offon run [-m] KEY=VALUE …\n")
     print("Trains `seeds` replicas of an algorithm on a task, evaluates them and writes one record per seed.")
@@ -79,6 +81,10 @@ def run_help(overrides: list[str]) -> int:
     print("in the same program.\n")
     print("algorithm=NAME            a registered name, NAME/PRESET, or the path of a .py file (default iql)")
     _print_fields("", RunOptions)
+    for track in TRACKS.values():
+        print(f"\ntrack={track.name}: {len(track.settings)} settings; {track.what}")
+    print("\ncorruption.attack=…")
+    _print_fields("corruption.", CorruptionOptions)
     for family in FAMILIES:
         print(f"\ntask={family}/…")
         _print_fields("data.", option_class(family))
@@ -195,9 +201,9 @@ def evaluate_run(name: str, out: Path, episodes: int | None, as_json: bool) -> i
 def leaderboard(results: Path, out: Path, check_only: bool) -> int:
     """Writes the leaderboard of a results folder, or checks one against its records."""
     from offon.benchmark.cells import group_cells
+    from offon.benchmark.further_tables import further_tables
     from offon.benchmark.leaderboard import check_board, print_table, write_board
     from offon.benchmark.records import scan
-    from offon.benchmark.samples import samples
 
     if check_only:
         disagreements = check_board(results, out)
@@ -207,7 +213,7 @@ def leaderboard(results: Path, out: Path, check_only: bool) -> int:
         return 1 if disagreements else 0
     found = scan(results)
     table, summary = write_board(found, out)
-    print_table(table, acting=samples(group_cells(found)))
+    print_table(table, further=further_tables(group_cells(found)))
     print(summary)
     return 0
 

@@ -22,12 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from offon.algorithms import registry
 from offon.algorithms.interface import Method
 from offon.benchmark.options import RunOptions
+from offon.benchmark.tracks import settings_of
 
 DEFAULT_ALGORITHM = "iql"
 MAX_SEEDS = 10_000
 _TEXTS = ("algorithm", "task", "dataset", "env", "out")  # names and paths
-_ONCE = ("out", "workers", "device", "checkpoint_seconds", "progress")  # of the command, not of a run
-_FREE = ("dynamics.", "data.")  # what may follow is the simulator's or the data's to say
+_ONCE = ("track", "out", "workers", "device", "checkpoint_seconds", "progress")  # of the command, not of a run
+_FREE = ("dynamics.", "data.", "corruption.")  # what may follow is the simulator's or the data's to say
 
 
 class ConfigError(ValueError):
@@ -53,7 +54,7 @@ class Composed:
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[Composed]:
-    """All configurations that some overrides stand for; a comma list needs `multirun`.
+    """All configurations that some overrides stand for; a comma list needs `multirun`, the grid of a track does not.
 
     Raises:
         ConfigError: for an unknown key, a wrong value, or a comma list without -m.
@@ -69,7 +70,15 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[Composed]:
         if len(values) > 1 and not multirun:
             raise ConfigError(f"{override.input_line!r} names several values: add -m to run them all")
         choices.append([(override.key_or_group, value) for value in values])
-    return [_compose(list(combination)) for combination in itertools.product(*choices)]
+    track = next((values[0][1] for values in reversed(choices) if values[0][0] == "track"), "")
+    expanded = [
+        [*(pair for pair in setting.items() if pair not in combination), *combination]
+        for combination in itertools.product(*choices)
+        for setting in settings_of(track, dict(combination))
+    ]
+    if not expanded:
+        raise ConfigError(f"track {track} has no setting with these options; leave out those that it states itself")
+    return [_compose(pairs) for pairs in expanded]
 
 
 def _parse(text: str) -> Override:
@@ -215,7 +224,7 @@ def _resolve(method: type[Method], preset: str | None, overrides: list[str], swe
 
 def _check_free(options: RunOptions) -> None:
     """Options of simulators and data are plain numbers, words or truth values."""
-    for prefix, given in (("dynamics", options.dynamics), ("data", options.data)):
+    for prefix, given in ((name[:-1], getattr(options, name[:-1])) for name in _FREE):
         for name, value in given.items():
             if not isinstance(value, int | float | str):
                 raise ConfigError(f"expected one number, word or truth value for {prefix}.{name}, got {value!r}")

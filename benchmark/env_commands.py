@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
-from typing import Any
 
 from offon import envs
-
-_PREFIX = "dynamics."
+from offon.benchmark.options import parse_option
 
 
 def show_all() -> int:
@@ -29,7 +26,7 @@ def check(env_id: str, given: list[str]) -> int:
     """Try an environment out and print what holds and what does not."""
     from offon.benchmark.env_check import report
 
-    return report(env_id, dict(map(_option, given)))
+    return report(env_id, dict(parse_option(text, "dynamics.") for text in given))
 
 
 def import_weights(checkout: Path) -> int:
@@ -38,13 +35,3 @@ def import_weights(checkout: Path) -> int:
 
     print(f"the networks do what they should; wrote {import_weights(checkout)}")
     return 0
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name.startswith(_PREFIX) or not equals:
-        raise ValueError(f"expected dynamics.KEY=VALUE, got {text!r}")
-    try:
-        return name.removeprefix(_PREFIX), ast.literal_eval(value)
-    except (ValueError, SyntaxError):  # a word
-        return name.removeprefix(_PREFIX), value

@@ -19,11 +19,11 @@ from offon.benchmark import statistics
 from offon.benchmark.board_text import COUNTS, csv_text, markdown, print_table, summary
 from offon.benchmark.cells import MIN_SEEDS, PUBLISHED_SEEDS, Cell, LeaderboardError, group_cells, incidents
 from offon.benchmark.files import write_bytes
-from offon.benchmark.page import page, row_texts, rows_of_page, sample_rows
+from offon.benchmark.further_tables import NAMES, FurtherTable, further_tables
+from offon.benchmark.page import further_rows, page, row_texts, rows_of_page
 from offon.benchmark.plots import PLOT_NAMES, draw_board
 from offon.benchmark.published import published_rows
 from offon.benchmark.records import Scan, scan
-from offon.benchmark.samples import samples
 from offon.benchmark.suites import Contestant, contestants
 
 __all__ = ["COLUMNS", "LeaderboardError", "build_table", "check_board", "print_table", "write_board"]
@@ -58,17 +58,17 @@ def write_board(scan: Scan, out_dir: Path, seed: int = 0, min_seeds: int = MIN_S
         min_seeds: fewer finished seeds than this are shown but not ranked.
     """
     cells, table = _cells_and_table(scan, seed, min_seeds)
-    acting = samples(cells, seed, min_seeds)
+    further = further_tables(cells, seed, min_seeds)
     events = incidents(cells, scan)
     plots = draw_board(cells, contestants(cells), seed, min_seeds)
-    files = {"leaderboard.csv": csv_text(table).encode(), "leaderboard.md": markdown(table, events, acting).encode()}
-    if len(acting):
-        files["samples.csv"] = csv_text(acting).encode()
-    else:
-        (out_dir / "samples.csv").unlink(missing_ok=True)
+    files = {"leaderboard.csv": csv_text(table).encode(), "leaderboard.md": markdown(table, events, further).encode()}
+    files |= {f"{each.name}.csv": csv_text(each.frame).encode() for each in further}
+    for name in NAMES:
+        if f"{name}.csv" not in files:
+            (out_dir / f"{name}.csv").unlink(missing_ok=True)
     for plot in plots:
         files |= {f"plots/{plot.name}.png": plot.png, f"plots/{plot.name}.svg": plot.svg}
-    files["index.html"] = page(table, cells, events, plots, acting).encode()
+    files["index.html"] = page(table, cells, events, plots, further).encode()
     for stale in PLOT_NAMES:  # a plot of an earlier board that these records cannot draw must not stay behind
         for suffix in ("png", "svg"):
             if f"plots/{stale}.{suffix}" not in files:
@@ -82,11 +82,10 @@ def check_board(out_runs: Path, board_dir: Path, seed: int = 0, min_seeds: int =
     """Disagreements between records, CSV, Markdown and page of a board; empty if all agree."""
     records = scan(out_runs)
     cells, table = _cells_and_table(records, seed, min_seeds)
-    acting = samples(cells, seed, min_seeds)
+    further = further_tables(cells, seed, min_seeds)
     events = incidents(cells, records)
-    expected = {"leaderboard.csv": csv_text(table), "leaderboard.md": markdown(table, events, acting)}
-    if len(acting):
-        expected["samples.csv"] = csv_text(acting)
+    expected = {"leaderboard.csv": csv_text(table), "leaderboard.md": markdown(table, events, further)}
+    expected |= {f"{each.name}.csv": csv_text(each.frame) for each in further}
     names = [*expected, "index.html"]
     problems = [f"{name}: expected in {board_dir}, not found" for name in names if not (board_dir / name).is_file()]
     if problems:
@@ -96,7 +95,7 @@ def check_board(out_runs: Path, board_dir: Path, seed: int = 0, min_seeds: int =
         *(problem for name, text in expected.items() for problem in _first_difference(name, text, found[name])),
         *_page_against_csv(found["index.html"], found["leaderboard.csv"]),
         *_page_against_table(found["index.html"], table),
-        *_page_against_samples(found["index.html"], acting),
+        *(problem for each in further for problem in _page_against_further(found["index.html"], each)),
     ]
 
 
@@ -121,11 +120,11 @@ def _page_against_table(page_text: str, table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _page_against_samples(page_text: str, acting: pd.DataFrame) -> list[str]:
-    rows = zip(acting["task"], acting["algorithm"], sample_rows(acting), strict=True)
+def _page_against_further(page_text: str, table: FurtherTable) -> list[str]:
     return [
-        f"index.html: {task}, {algorithm}: what acting cost is not what the records say; write the board again"
-        for task, algorithm, text in rows
+        f"index.html: {row['task']}, {row['algorithm']}: {table.title[0].lower() + table.title[1:]} is not what the "
+        "records say; write the board again"
+        for row, text in zip(table.rows, further_rows(table), strict=True)
         if text not in page_text
     ]
 
@@ -243,7 +242,7 @@ def _published(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     tasks = {
         cell.task: str(cell.identity["task"]["name"])
         for cell in cells
-        if cell.report.get("data_status") == "published" and cell.score_kind == "score"
+        if cell.report.get("data_status") == "published" and cell.score_kind == "score" and not cell.corruption
     }
     found = []
     for shown, name in tasks.items():

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from offon.datasets.corruption import corruption_of, describe, is_noted
+
 COMPARED_AS = {"on_policy_hybrid": "hybrid"}  # protocols that spend the same: logged data and environment steps
 FIELDS_SHOWN = 4  # a longer list makes no readable name; the cell's id is added where the first few do not suffice
 
@@ -17,7 +19,13 @@ def setting(identity: Mapping[str, Any]) -> dict[str, str]:
     task = {"version": identity["task"].get("version")} | own  # only own tasks carry their references
     # generated data are named by what was asked for; a hash would say the same and tell nobody anything
     known = {key: data.get(key) for key in ("name", "sha256")} if "options" not in data else data["options"]
-    where = {"env": identity.get("env"), "data": known, "simulator": identity.get("simulator") or {}}
+    corruption = describe(corruption_of(data.get("transforms") or ()))
+    where = {
+        "env": identity.get("env"),
+        "data": known,
+        "simulator": identity.get("simulator") or {},
+        "corruption": corruption,
+    }
     return _flat(task | where) | suite_setting(identity)
 
 
@@ -41,7 +49,7 @@ def variant(identity: Mapping[str, Any]) -> dict[str, str]:
     rest = {
         "method": identity.get("method"),
         "evaluation": {key: evaluation.get(key) for key in ("every", "episodes")},
-        "transforms": (identity.get("data") or {}).get("transforms"),
+        "transforms": [each for each in (identity.get("data") or {}).get("transforms") or () if not is_noted(each)],
     }
     return _flat(identity.get("config") or {}) | _flat(protocol) | _flat(rest)
 

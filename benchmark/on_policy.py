@@ -97,7 +97,7 @@ def make_stepper(job: Job, method: Method, data: Loaded, device: str) -> OnPolic
     rows = method.replicas * max(1, -(-method.wanted() // spec.horizon))
     env = envs.make(job.task["env"], rows, device=device, **job.settings["env_options"])
     replay = replay_for(method, data, PHASE, device) if method.sources(PHASE) else None
-    return OnPolicyStepper(method, Policy(method, data.original.stats()), env, replay)
+    return OnPolicyStepper(method, Policy(method, data.moments), env, replay)
 
 
 class OnPolicyTraining(Training):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from dataclasses import MISSING, dataclass, field, fields
@@ -15,6 +16,7 @@ _FIELD = re.compile(r"^\s+(\w+)\s*:\s*[^=#]+(?:=\s*(?:[^#]*))?#\s*(.+?)\s*$")
 class RunOptions:
     """Everything `offon run` takes beside the algorithm's own settings."""
 
+    track: str = ""  # a grid of settings to run each algorithm on, such as robust; `offon run --help` lists them
     task: str = "offon/dmsd-small"  # what to train on; `offon tasks` lists the names
     protocol: str = ""  # the training loop; empty: the method's first that the task allows
     dataset: str = ""  # a file of your own (HDF5 or NPZ) instead of a task
@@ -37,6 +39,7 @@ class RunOptions:
     checkpoint_seconds: float = 30.0  # seconds between checkpoints
     progress: str = "auto"  # auto, rich, json (one line per event) or quiet
     dynamics: dict[str, Any] = field(default_factory=dict)  # dynamics.KEY=VALUE: the simulator's, as dynamics.gap=0.2
+    corruption: dict[str, Any] = field(default_factory=dict)  # corruption.KEY=VALUE: of the logged data, see below
     data: dict[str, Any] = field(default_factory=dict)  # data.KEY=VALUE: of generated data, as data.per_arm=1000
 
 
@@ -76,3 +79,18 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
     return "''" if value == "" else str(value)
+
+
+def parse_option(text: str, prefix: str) -> tuple[str, Any]:
+    """Name and value of PREFIX.KEY=VALUE, for commands that take such options without Hydra.
+
+    Raises:
+        ValueError: if the text is none.
+    """
+    name, equals, value = text.partition("=")
+    if not name.startswith(prefix) or not equals:
+        raise ValueError(f"expected {prefix}KEY=VALUE, got {text!r}")
+    try:
+        return name.removeprefix(prefix), ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # a word
+        return name.removeprefix(prefix), value

@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from offon.benchmark import samples
-from offon.benchmark.board_text import READING, cell_text, counts, sample_sections, seeds_shown
+from offon.benchmark.board_text import READING, cell_text, counts, seeds_shown
 from offon.benchmark.cells import Cell, Incident
+from offon.benchmark.further_tables import FurtherTable
 from offon.benchmark.plots import Plot
 from offon.benchmark.records import Record
 
@@ -55,7 +55,7 @@ def page(
     cells: Sequence[Cell],
     events: Sequence[Incident],
     plots: Sequence[Plot],
-    acting: pd.DataFrame | None = None,
+    further: Sequence[FurtherTable] = (),
 ) -> str:
     """The whole page."""
     rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
@@ -71,12 +71,12 @@ def page(
             "Not ranked with the rows above: another code base and another protocol, named in each row.",
             _table(kinds["published"], PUBLISHED_SHOWN),
         ),
-        _samples(acting),
+        *(_further(each) for each in further),
         *(_figure(plot) for plot in plots),
         "<h2>Where the numbers come from</h2>",
         *(_provenance(cell) for cell in cells),
         f"<h2>How to read this</h2><p>{escape(READING)}</p>",
-        f"<p>{escape(samples.READING)}</p>" if acting is not None and len(acting) else "",
+        *(f"<p>{escape(each.reading)}</p>" for each in further),
     ]
     template = files("offon.benchmark").joinpath("page.html").read_text(encoding="utf-8")
     return template.replace("<!-- board -->", "\n".join(part for part in body if part))
@@ -95,24 +95,24 @@ def rows_of_page(text: str) -> list[dict[str, str]]:
     return reader.rows
 
 
-def sample_rows(acting: pd.DataFrame) -> list[str]:
-    """Every row of what acting cost as the page has it, in the order of the table."""
-    return [_sample_row({str(key): value for key, value in row.items()}) for row in acting.to_dict("records")]
+def further_rows(table: FurtherTable) -> list[str]:
+    """Every row of a further table as the page has it, in the order of the table."""
+    return [_further_row(row, table.shown(row)) for row in table.rows]
 
 
-def _samples(acting: pd.DataFrame | None) -> str:
-    """Tables of what acting cost, one per task."""
+def _further(table: FurtherTable) -> str:
+    """The sections of a further table."""
     parts = []
-    for (_, name), rows in sample_sections(acting):
-        heads = "".join(f"<th>{escape(heading)}</th>" for heading in samples.shown(rows[0]))
-        body = "\n".join(_sample_row(row) for row in rows)
-        table = f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table>"
-        parts.append(f'<h3>{escape(name)}</h3><div class="scroll">{table}</div>')
-    return f"<h2>What acting cost</h2>{''.join(parts)}" if parts else ""
+    for name, rows in table.sections:
+        heads = "".join(f"<th>{escape(heading)}</th>" for heading in table.shown(rows[0]))
+        body = "\n".join(_further_row(row, table.shown(row)) for row in rows)
+        drawn = f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table>"
+        parts.append(f'<h3>{escape(name)}</h3><div class="scroll">{drawn}</div>')
+    return f"<h2>{escape(table.title)}</h2>{''.join(parts)}"
 
 
-def _sample_row(row: dict[str, Any]) -> str:
-    tds = "".join(f"<td>{escape(text)}</td>" for text in samples.shown(row).values())
+def _further_row(row: dict[str, Any], shown: dict[str, str]) -> str:
+    tds = "".join(f"<td>{escape(text)}</td>" for text in shown.values())
     return f'<tr data-cell="{escape(row["config_id"])}">{tds}</tr>'
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from offon import envs
 from offon.benchmark import device as devices
 from offon.benchmark import seeds as seed_ranges
+from offon.benchmark.attackers import corruption_of_options
 from offon.benchmark.builder import Finite, Loaded, load_data, rules, to_config, try_out
 from offon.benchmark.config import Composed, ConfigError, plugin_path, seed_list
 from offon.benchmark.files import set_aside
@@ -156,8 +157,10 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
     if protocol.name == "hybrid" and options.dynamics and not is_generated(task.dataset):
         acting = {"acting_options": env_options}
         env_options = {name: value for name, value in env_options.items() if name not in options.dynamics}
-    data = {"dataset": task.dataset, "options": _data_options(task, options)}
-    loaded = load_data(data, to_config(composed.method, composed.config), env_options)
+    data: dict[str, Any] = {"dataset": task.dataset, "options": _data_options(task, options)}
+    if options.corruption:
+        data["corruption"] = asdict(corruption_of_options(options.corruption))
+    loaded = load_data(data, to_config(composed.method, composed.config), env_options, kind)
     if spec is not None:
         if isinstance(loaded, Loaded):
             _check_shapes(task, spec, loaded.original)

@@ -14,12 +14,12 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from offon.benchmark import figures, samples_figures
+from offon.benchmark import figures, robust_figures, samples_figures
 from offon.benchmark.cells import MIN_SEEDS, Cell
 from offon.benchmark.suites import Contestant
 
 SCORE_PLOTS = ("scores", "curves", "profiles", "improvement", "compute")
-PLOT_NAMES = (*SCORE_PLOTS, "success", "certificates", "coverage", "separation")
+PLOT_NAMES = (*SCORE_PLOTS, "success", "certificates", "coverage", "separation", "robust", "rates")
 TITLES = {
     "scores": "Scores",
     "curves": "Learning curves",
@@ -30,6 +30,8 @@ TITLES = {
     "certificates": "Certified tolerance against online episodes",
     "coverage": "Episodes saved by logged data",
     "separation": "Online episodes against the tolerance asked for",
+    "robust": "Scores under corruption",
+    "rates": "Score against the share of attacked rows",
 }
 CAPTIONS = {
     "scores": "Large: IQM of the last checkpoint with its 95 % interval; small: every seed; line: the policy that "
@@ -49,6 +51,8 @@ CAPTIONS = {
     "coverage": "Mean online episodes until a method stopped, with 95 % intervals; logged episodes are not counted.",
     "separation": "Mean online episodes with 95 % intervals, for runs that differ in the tolerance asked for (and "
     "whatever else was moved with it). Hollow: without logged data.",
+    "robust": "IQM of the last checkpoint with its 95 % interval, for each element of the data that was attacked.",
+    "rates": "IQM of the last checkpoint with its 95 % interval; 0 is clean data.",
 }
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "offon",  # the ids inside an SVG are random without it
@@ -94,6 +98,8 @@ def draw_board(
         "certificates": (samples_figures.certificate_groups(cells), samples_figures.certificates),
         "coverage": (samples_figures.coverage_groups(cells), samples_figures.coverage),
         "separation": (samples_figures.separation_groups(cells), samples_figures.separation),
+        "robust": (robust_figures.grid_groups(cells), robust_figures.grid),
+        "rates": (robust_figures.rate_groups(cells), robust_figures.rates),
     }
     with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
         return [

@@ -175,6 +175,11 @@ def _cost(row: dict[str, Any]) -> tuple[bool, float]:
 # ---- as text
 
 
+def heading(row: dict[str, Any]) -> str:
+    """Of the table that a row stands in."""
+    return f"{row['task']}: {'from offline to online' if row['kind'] == 'switch' else 'what acting cost'}"
+
+
 def shown(row: dict[str, Any]) -> dict[str, str]:
     """The short form of a row: heading -> text; which headings there are depends on its kind."""
     seeds = f"{int(row['seeds'])}/{int(row['seeds_expected'])}"

@@ -111,15 +111,15 @@ def improvement_estimate(x: np.ndarray, y: np.ndarray, seed: int, resamples: int
 def curve_estimate(curves: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Estimate:
     """IQM over runs at every point of curves [runs, points], with its band; a redrawn run keeps its whole curve."""
     curves = _checked(curves)
-    point = _pointwise_iqm(curves)
+    point = iqm_of_columns(curves)
     if curves.shape[0] < 2:
         return _without_interval(point)
     index = np.random.default_rng(seed).integers(curves.shape[0], size=(resamples, curves.shape[0]))
-    return Estimate(point, *_percentiles(_pointwise_iqm(curves[index])))
+    return Estimate(point, *_percentiles(iqm_of_columns(curves[index])))
 
 
-def _pointwise_iqm(curves: np.ndarray) -> np.ndarray:
-    """[..., runs, points] -> [..., points]."""
+def iqm_of_columns(curves: np.ndarray) -> np.ndarray:
+    """IQM over runs of each column: [..., runs, points] -> [..., points]."""
     return iqm(np.swapaxes(curves, -1, -2)[..., None])
 
 

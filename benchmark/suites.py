@@ -89,13 +89,13 @@ class Contestant:
 
 
 def contestants(cells: Iterable[Cell]) -> list[Contestant]:
-    """Every algorithm of every suite; raw returns, training-only cells and stale data belong to no suite.
+    """Every algorithm of every suite; raw returns, training-only cells, stale and corrupted data belong to no suite.
 
     A suite with one task on this board, in however many settings, gives contestants of one task each.
     """
     suites: dict[str, list[Cell]] = {}
     for cell in cells:
-        if cell.score_kind in ("score", "unknown") and not _is_stale(cell):
+        if cell.score_kind in ("score", "unknown") and not _is_stale(cell) and not cell.corruption:
             suites.setdefault(cell.suite, []).append(cell)
     found = []
     for suite, members in sorted(suites.items()):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from offon.algorithms.interface import Algorithm, Design, Method, OnPolicy, Spec
 from offon.algorithms.noise import ActNoise
+from offon.benchmark.builder import prepared
 from offon.benchmark.growing_replay import GrowingReplay
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.rollout import first_obs
@@ -21,7 +22,6 @@ from offon.benchmark.stepper import Stepper, snapshot
 from offon.benchmark.synthetic import chain_transitions, random_transitions
 from offon.benchmark.trial_acting import OddRows, design_trial, on_policy_trial
 from offon.benchmark.watch import ContractError
-from offon.datasets import transforms
 from offon.datasets.transitions import Transitions
 
 SEEDS = (0, 1, 2, 3)  # four replicas: a number that is no width, batch size or ensemble size of a tiny method
@@ -70,9 +70,7 @@ def start(
         return design_trial(method, config, seeds, ODD if odd else None)
     assert issubclass(method, Algorithm)
     phase = first_phase(method)
-    train = transforms.transform_reward(data or random_transitions(), config.reward)
-    if config.normalize_obs:
-        train = transforms.normalize_obs(train)
+    train = prepared(data or random_transitions(), config).train
     length = int(train.episode_lengths().max())
     spec = Spec(train.obs_dim, train.act_dim, length, updates={phase: updates}, stats=train.stats())
     built = method(spec, config, seeds)

@@ -1,31 +1,89 @@
-"""Changes to observations and rewards before training, as published methods make them; each joins the identity."""
+"""Changes to data before training, as published methods make them; each joins the identity."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from offon.datasets.errors import DataError
-from offon.datasets.transitions import Transitions
+from offon.datasets.transitions import Transitions, column_moments
 
 OBS_EPSILON = 1e-3  # added to the std, as in CORL: a constant entry becomes 0
 _SPAN = 1000.0  # what the range of returns is scaled to
 _CORL_MAX_ROWS = 1000  # CORL's max_episode_steps, the same for every task
 
 
-def normalize_obs(transitions: Transitions) -> Transitions:
-    """Return the transitions with (s - mean) / (std + 1e-3) for `obs` and `next_obs`; moments over `obs` only."""
-    stats = transitions.stats()
+def obs_moments(transitions: Transitions, over: str = "obs") -> dict[str, Tensor]:
+    """Return mean and population std [O] of `obs`, or with "both" of `obs` and `next_obs` one after the other."""
+    if over not in ("obs", "both"):
+        raise DataError(f"expected normalize_over obs or both, got {over!r}")
+    rows = transitions.obs if over == "obs" else torch.cat([transitions.obs, transitions.next_obs])
+    mean, std = column_moments(rows)
+    return {"obs_mean": mean.float(), "obs_std": std.float()}
+
+
+def normalize_obs(transitions: Transitions, over: str = "obs") -> Transitions:
+    """Return the transitions with (s - mean) / (std + 1e-3) for `obs` and `next_obs`; see `obs_moments`."""
+    stats = obs_moments(transitions, over)
     mean, scale = stats["obs_mean"], stats["obs_std"] + OBS_EPSILON
     return replace(
         transitions,
         obs=(transitions.obs - mean) / scale,
         next_obs=(transitions.next_obs - mean) / scale,
-        identity=transitions.identity.extended("normalize_obs"),
+        identity=transitions.identity.extended("normalize_obs" if over == "obs" else f"normalize_obs={over}"),
+    )
+
+
+def keep_best(transitions: Transitions, share: float, discount: float = 1.0, of: str = "episodes") -> Transitions:
+    """Return the best episodes alone: a share of them (rounded down, at least one) by discounted return.
+
+    Args:
+        transitions: with raw rewards.
+        share: of the episodes that is kept.
+        discount: of rewards, from the episode's first step on.
+        of: "episodes", or "corl": pieces that end at a termination or after 1000 rows, the open tail left out.
+    """
+    if of == "episodes":
+        starts, stop = transitions.starts, transitions.size
+    elif of == "corl":
+        ends = split_by_count(transitions.terminated) + 1
+        if not len(ends):
+            raise DataError("no piece of the data is complete; use best_of=episodes")
+        starts, stop = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]]), int(ends[-1])
+    else:
+        raise DataError(f"expected best_of episodes or corl, got {of!r}")
+    piece = torch.bucketize(torch.arange(stop), starts, right=True) - 1
+    weight = discount ** (torch.arange(stop) - starts[piece]).double()
+    scores = np.add.reduceat((weight * transitions.reward[:stop].double()).numpy(), starts.numpy())
+    count = max(1, math.floor(share * len(starts) + 1e-9))
+    best = torch.zeros(len(starts), dtype=torch.bool)
+    best[torch.from_numpy(np.argsort(-scores, kind="stable")[:count].copy())] = True
+    is_first = torch.zeros(transitions.size, dtype=torch.bool)
+    is_first[transitions.starts] = is_first[starts] = True
+    rows = torch.nonzero(best[piece]).squeeze(1)
+    return _of_rows(transitions, rows, is_first, f"best_share={share},discount={discount},of={of}")
+
+
+def _of_rows(transitions: Transitions, rows: Tensor, is_first: Tensor, change: str) -> Transitions:
+    """Return some rows, in order; an episode ends before each row that is a first one."""
+    starts = torch.nonzero(is_first[rows]).squeeze(1)
+    ends = torch.cat([starts[1:] - 1, torch.tensor([len(rows) - 1])])
+    truncated = transitions.truncated[rows]
+    truncated[ends] = torch.maximum(truncated[ends], 1.0 - transitions.terminated[rows[ends]])
+    return replace(
+        transitions,
+        **{name: getattr(transitions, name)[rows] for name in ("obs", "action", "reward", "next_obs", "terminated")},
+        truncated=truncated,
+        starts=starts,
+        cost=None if transitions.cost is None else transitions.cost[rows],
+        recorded_return=transitions.behaviour_return,
+        identity=transitions.identity.extended(change),
     )
 
 

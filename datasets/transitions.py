@@ -97,7 +97,7 @@ class Transitions:
 
     def stats(self) -> dict[str, Tensor]:
         """Return mean and population std of `obs` [O], and the least and greatest episode return (scalars)."""
-        mean, std = _column_moments(self.obs)
+        mean, std = column_moments(self.obs)
         returns = self.episode_returns()
         found = {"obs_mean": mean, "obs_std": std, "return_min": returns.min(), "return_max": returns.max()}
         return {name: value.float() for name, value in found.items()}
@@ -322,7 +322,7 @@ def _shared_rows(parts: Sequence[Tensor], widths: Sequence[int]) -> Tensor | Non
     return first.as_strided((first.shape[0], width), (width, 1), first.storage_offset())
 
 
-def _column_moments(column: Tensor) -> tuple[Tensor, Tensor]:
+def column_moments(column: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and population std of [N, D] in float64, in blocks, so that the order of sums is always the same."""
     blocks = [block.numpy() for block in column.split(_STATS_ROWS)]
     mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / column.shape[0]

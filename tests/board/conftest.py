@@ -20,7 +20,11 @@ def make_cell(task="neorl2/DMSD", label="iql", config=None, env="", updates=10_0
     references = {key: other[key] for key in ("score_min", "score_max") if key in other}  # of an own task
     return {
         "task": {"name": task, "version": 1, **references},
-        "data": {"name": task, "sha256": other.get("sha256", "ab" * 32), "transforms": []},
+        "data": {
+            "name": task,
+            "sha256": other.get("sha256", "ab" * 32),
+            "transforms": list(other.get("transforms", ())),
+        },
         "env": None if env is None else {"id": env or task, "version": "1"},
         "method": {"name": label.split("/")[0], "version": 1, "file_sha256": None},
         "config": {"batch_size": 256, "learning_rate": 0.0003, **(config or {})},

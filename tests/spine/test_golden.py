@@ -23,6 +23,9 @@ SETTINGS = {
     "rebrac": ("algorithm=rebrac",),
     "sac_n": ("algorithm=sac_n", "algorithm.n_critics=3"),
     "edac": ("algorithm=edac", "algorithm.n_critics=3"),
+    "percent_bc": ("algorithm=percent_bc",),
+    "riql": ("algorithm=riql",),
+    "iql corrupted": ("algorithm=iql", "corruption.attack=mixed"),
 }
 GOLDEN = {
     "bc": {"state": 126.23757, "return": 28.622833, "policy_loss": 0.24897805},
@@ -104,6 +107,23 @@ GOLDEN = {
         "critic_loss": 125.84093,
         "entropy": 1.3543103,
         "temperature": 0.99685782,
+    },
+    "percent_bc": {"state": 125.64554, "return": -61.912671, "policy_loss": 0.081017219},
+    "riql": {
+        "state": 1263.2519,
+        "return": 15.251385,
+        "policy_loss": 0.52710032,
+        "v": 0.0061366898,
+        "critic_loss": 4.369513,
+        "value_loss": 0.001619009,
+    },
+    "iql corrupted": {
+        "state": 1843.7234,
+        "return": -216.78403,
+        "v": 0.10176095,
+        "value_loss": 0.21984382,
+        "policy_loss": 2.1279504,
+        "critic_loss": 251.2399,
     },
 }
 
