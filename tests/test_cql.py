@@ -128,7 +128,7 @@ def test_on_sparse_tasks_a_failed_episode_is_worth_its_reward_for_ever():
     data = replace(data, reward=reward)
     config = CalQL.Config(**{**CalQL.PRESETS["antmaze"], "reward": "none"})
     method = CalQL(Spec(data.obs_dim, data.act_dim), config, (0,))
-    replay = replay_for(method, Loaded(data, data), "offline", "cpu")
+    replay = replay_for(method, Loaded(data, data, {}), "offline", "cpu")
     values = replay.rows[:, replay.layout["mc_return"]].squeeze(1)
     second = int(data.starts[1])
     assert values[:second].tolist() == pytest.approx([-500.0] * second)
