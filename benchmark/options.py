@@ -40,7 +40,7 @@ class RunOptions:
     progress: str = "auto"  # auto, rich, json (one line per event) or quiet
     dynamics: dict[str, Any] = field(default_factory=dict)  # dynamics.KEY=VALUE: the simulator's, as dynamics.gap=0.2
     corruption: dict[str, Any] = field(default_factory=dict)  # corruption.KEY=VALUE: of the logged data, see below
-    data: dict[str, Any] = field(default_factory=dict)  # data.KEY=VALUE: of generated data, as data.per_arm=1000
+    data: dict[str, Any] = field(default_factory=dict)  # data.KEY=VALUE: changes to logged data, or of generated ones
 
 
 @cache

@@ -23,6 +23,7 @@ from offon.benchmark.records import RecordError, UnknownSchemaError, identity, r
 from offon.benchmark.runs import Job, Replica, list_runs
 from offon.benchmark.tasks import Task, get_task, own_task
 from offon.datasets.catalogue import DATASETS
+from offon.datasets.changes import logged_options
 
 
 @dataclass
@@ -267,9 +268,8 @@ def _data_options(task: Task, options: RunOptions) -> dict[str, Any]:
     """What the loader must know: whether to clip, and the bounds in which a foreign simulator's actions were logged."""
     if is_generated(task.dataset):
         return resolved(task.dataset, options.data)
-    if options.data:
-        raise ConfigError(f"{task.name} has logged data, not generated: leave {_listed('data', options.data)} out")
     found: dict[str, Any] = {"clip_actions": options.clip_actions} if options.clip_actions else {}
+    found |= logged_options(options.data)
     if options.dataset and task.env and task.env.startswith("gymnasium/"):
         from offon.envs.gymnasium_env import action_bounds
 

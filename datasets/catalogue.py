@@ -9,51 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offon.datasets.errors import DataError
-
-PIPELINE_STALE = (
-    "this Pipeline file is the one of the GitHub repository polixir/neorl2_dataset, not the published one: its MD5 "
-    "differs from NeoRL-2's own table, the train file's mean return is -421.4 (score -11.98) instead of 429.0 (69.25), "
-    "and all actions lie within 0.028 of zero"
-)
-_SAME_STARTS = "train and val start from the same initial observations, trajectory by trajectory; val is no fresh draw"
-_PIPELINE_FILE = (
-    "the Pipeline files of the GitHub repository polixir/neorl2_dataset are stale and refused; neorl2/{} names them",
-    _SAME_STARTS,
-)
-_DOOR = "25 demonstrations cut by time; the successor of the last step of each is unknown, so that row is dropped"
-_DSRL = "no checksum is published for it; successors are stored and belong to their rows"
-_FUSION = (
-    "the first 20 trajectories of the val file, taken to be what get_dataset() returns for train: their mean return is "
-    "the published one to the last digit; the five val trajectories of the benchmark are among them"
-)
-
-TRAPS: dict[str, tuple[str, ...]] = {
-    "neorl2/DMSD": (_SAME_STARTS,),
-    "neorl2/DMSD-val": (_SAME_STARTS,),
-    "neorl2/Fusion": (_FUSION, "all trajectories start in one state"),
-    "neorl2/Fusion-first20": (_FUSION, "a file of its own with the same transitions as neorl2/Fusion"),
-    "neorl2/Fusion-all": ("get_dataset() returns only the first 20 of these 1,000 trajectories: see neorl2/Fusion",),
-    "neorl2/Fusion-val": ("get_dataset() returns only the first 5; its first 20 are the train set of neorl2/Fusion",),
-    "neorl2/Pipeline": tuple(text.format("Pipeline-stale") for text in _PIPELINE_FILE),
-    "neorl2/Pipeline-val": tuple(text.format("Pipeline-stale-val") for text in _PIPELINE_FILE),
-    "neorl2/Pipeline-stale": (PIPELINE_STALE + "; do not score it against the published results",),
-    "neorl2/Pipeline-stale-val": ("stale like the train file of its repository; a single constant action throughout",),
-    "neorl2/RocketRecovery": ("the benchmark uses only the first 100 trajectories, and so does this reader",),
-    "neorl2/RocketRecovery-val": ("the benchmark uses only the first 25 trajectories; all 146 are read here",),
-    "neorl2/SafetyHalfCheetah": ("trajectories with any reward under -99 were dropped when it was collected",),
-    "neorl2/SafetyHalfCheetah-val": ("trajectories with any reward under -99 were dropped when it was collected",),
-    "neorl2/Salespromotion": ("dropped from the published benchmark: there is no result to compare with",),
-    "neorl2/Salespromotion-val": ("dropped from the published benchmark: there is no result to compare with",),
-    "neorl2/Simglucose": (_SAME_STARTS,),
-    "neorl2/Simglucose-val": (_SAME_STARTS,),
-    "d4rl/door-human-v0": (
-        "'timeouts' marks step 200 of each demonstration and 'terminals' its true end: read as cut at 'terminals'",
-        _DOOR,
-        "no checksum is published for it; the file agrees with the Minari copy",
-    ),
-    "dapg/door-human": (_DOOR, "observations differ slightly from D4RL's, which re-simulated them"),
-    "minari/door-human-v2-flat": ("rewards are of AdroitHandDoor-v1 and differ by up to 0.14 a step from D4RL's",),
-}
+from offon.datasets.traps import PIPELINE_STALE, traps_of
 
 # sha256 -> why; a file with such a hash is refused under the name it pretends to
 STALE: dict[str, dict[str, str]] = {
@@ -68,18 +24,29 @@ class Dataset:
 
     name: str  # suite/name
     split: str  # train | val
-    files: tuple[str, ...]  # the names its file goes by, the preferred one first
-    format: str  # npz | d4rl
+    files: tuple[str, ...]  # the names its file goes by, folders before them if needed; the preferred one first
+    format: str  # npz | d4rl | minari
     status: str  # published | derived | stale | bundled
     licence: str
     sha256: str | None = None  # None: not known, only the MD5 can be checked, if there is one
     md5: str | None = None  # as the publisher states it
     urls: tuple[str, ...] = ()
-    ends: str = "flags"  # or "terminals_are_limits": see readers.read_columns
+    ends: str = "flags"  # "terminals_are_limits" or "limit:N": see readers.read_columns
     first_episodes: int | None = None  # the benchmark uses only so many episodes of the file
     golden: Mapping[str, float] = field(default_factory=dict)  # as verify.statistics counts them
+    score_min: float | None = None  # the return that counts as 0; DSRL: the least of its episodes
+    score_max: float | None = None  # the return that counts as 100
+    cost_min: float | None = None  # least and greatest cost of an episode
+    cost_max: float | None = None
+    size: int | None = None  # bytes
     traps: tuple[str, ...] = ()
     stale: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def direct_urls(self) -> tuple[str, ...]:
+        """The addresses of the file itself, not of a page about it, the first to try first."""
+        names = tuple(f"/{name.rpartition('/')[2]}" for name in self.files)
+        return tuple(url for url in self.urls if url.endswith(names))
 
 
 GOLDEN = (
@@ -107,7 +74,9 @@ def _from_row(row: dict[str, str]) -> Dataset:
         ends=row["ends"] or "flags",
         first_episodes=int(row["first_episodes"]) if row["first_episodes"] else None,
         golden={key: _number(row[key]) for key in GOLDEN if row[key]},
-        traps=TRAPS.get(name, (_DSRL,) if name.startswith("dsrl/") else ()),
+        **{key: float(row[key]) for key in ("score_min", "score_max", "cost_min", "cost_max") if row[key]},
+        size=int(row["size"]) if row["size"] else None,
+        traps=traps_of(name, bool(row["sha256"] or row["md5"])),
         stale=STALE.get(name, {}),
     )
 

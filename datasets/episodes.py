@@ -25,6 +25,8 @@ class Reading:
     action_low: Bounds | None = None
     action_high: Bounds | None = None
     clip_actions: bool = False
+    drop_open_tail: bool = False  # rows after the last end that the file states
+    keys: tuple[tuple[str, str], ...] = ()  # column and its key, where the user names them
 
     def transforms(self) -> tuple[str, ...]:
         """Return what the user asked for, as entries of DataIdentity.transforms."""
@@ -32,7 +34,8 @@ class Reading:
         if self.action_low is not None and self.action_high is not None:
             bounds = (",".join(map(repr, side)) for side in (self.action_low, self.action_high))
             names.append("action_bounds=" + ":".join(bounds))
-        return (*names, *(["clip_actions"] if self.clip_actions else []))
+        names += [name for name in ("clip_actions", "drop_open_tail") if getattr(self, name)]
+        return (*names, *(["keys=" + ",".join(f"{column}:{key}" for column, key in self.keys)] if self.keys else []))
 
 
 def to_transitions(columns: Columns, reading: Reading, identity: DataIdentity, where: str) -> Transitions:
@@ -50,6 +53,10 @@ def to_transitions(columns: Columns, reading: Reading, identity: DataIdentity, w
     """
     if reading.first_episodes is not None:
         columns = columns.head(reading.first_episodes)
+    if reading.drop_open_tail and columns.open_tail:
+        if len(columns.ends()) == 1:
+            raise DataError(f"{where}: no row ends an episode, so all rows are an open tail; use drop_open_tail=false")
+        columns = columns.head(len(columns.ends()) - 1)
     keep, next_obs = _successors(columns, reading.drop_timeout_rows)
     episode = np.concatenate([[0], np.cumsum(columns.terminated | columns.truncated)[:-1]])[keep]
     if len(episode) == 0:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from numpy.typing import ArrayLike
 
 from offon.datasets import cache as packed_cache
 from offon.datasets.catalogue import DATASETS, Dataset, dataset, with_sha256
+from offon.datasets.changes import apply, changes_of
 from offon.datasets.episodes import Reading, action_bounds, to_transitions
 from offon.datasets.errors import DataError, DataNotFound
+from offon.datasets.filters import Extrema
 from offon.datasets.hashes import md5_of, sha256_of
 from offon.datasets.locate import cure, find
 from offon.datasets.readers import read_columns
@@ -27,6 +31,9 @@ def load(
     action_high: ArrayLike | None = None,
     clip_actions: bool = False,
     drop_timeout_rows: bool = False,
+    drop_open_tail: bool = False,
+    keys: Mapping[str, str] | None = None,
+    changes: Mapping[str, Any] | None = None,
     cache: bool = True,
 ) -> Transitions:
     """Return the transitions of a known data set ("neorl2/DMSD") or of a file, checked and with actions in [-1, 1].
@@ -40,6 +47,9 @@ def load(
         action_high: upper bound of the logged actions.
         clip_actions: clip what lies beyond the bounds instead of refusing it.
         drop_timeout_rows: D4RL's `qlearning_dataset` rule, see `episodes.to_transitions`.
+        drop_open_tail: leave out rows after the last end of an episode that the file states, as DSRL does.
+        keys: column -> key, for a file whose keys have other names, as {"obs": "state"}.
+        changes: what to do with them, by the names of `changes.Changes`.
         cache: read and write the packed copy in the cache folder.
     """
     known, path = resolve(name_or_path, file)
@@ -56,10 +66,22 @@ def load(
         action_low=low,
         action_high=high,
         clip_actions=clip_actions,
+        drop_open_tail=drop_open_tail,
+        keys=tuple(sorted((keys or {}).items())),
     )
+    wanted = changes_of(changes or {})
     identity = _identity(known, path, sha256, reading)
     found = packed_cache.read(sha256, reading, identity) if cache else None
-    return found if found is not None else _import(path, reading, identity, cache)
+    return apply(found or _import(path, reading, identity, cache), wanted, extrema_of(known))
+
+
+def extrema_of(known: Dataset | None) -> Extrema | None:
+    """Return the extrema that a benchmark states, where it states costs."""
+    if known is None or known.score_min is None or known.score_max is None:
+        return None
+    if known.cost_min is None or known.cost_max is None:
+        return None
+    return Extrema(known.score_min, known.score_max, known.cost_min, known.cost_max)
 
 
 def resolve(name_or_path: str | Path, file: str | Path | None = None) -> tuple[Dataset | None, Path]:
@@ -105,7 +127,7 @@ def _identity(known: Dataset | None, path: Path, sha256: str, reading: Reading) 
 
 def _import(path: Path, reading: Reading, identity: DataIdentity, cache: bool) -> Transitions:
     """Read the file itself; the result has the same memory layout as one from the cache, so sums agree to the bit."""
-    columns = read_columns(path, reading.ends)
+    columns = read_columns(path, reading.ends, dict(reading.keys))
     transitions = to_transitions(columns, reading, identity, str(path))
     validate(transitions, str(path))
     stored = packed_cache.columns_of(transitions)

@@ -11,7 +11,7 @@ from offon.datasets.errors import DataNotFound
 from offon.datasets.hashes import is_known
 
 BUNDLED = Path(__file__).parent / "bundled"
-_DEPTH = 4  # folders below an entry of OFFON_DATA; deeper trees are not data folders
+_DEPTH = 6  # folders below an entry of OFFON_DATA; deeper trees are not data folders
 
 
 def cache_folder() -> Path:
@@ -37,7 +37,7 @@ def find(dataset: Dataset, file: str | Path | None = None) -> Path:
         raise DataNotFound(f"{file}: no such file, though it was given for {dataset.name}; correct the path")
     hits: list[Path] = []
     searched = []
-    for label, folder in _places():
+    for label, folder in _places(dataset):
         found, note = _search(folder, dataset.files)
         hits += found
         searched.append(f"  {label} {folder}: {note}")
@@ -56,21 +56,24 @@ def cure(dataset: Dataset) -> str:
     """Say how to get the file of a data set."""
     if not dataset.urls:
         return "reinstall offon, the file belongs to the package"
-    for url in dataset.urls:
-        name = url.rsplit("/", 1)[-1]
-        if name in dataset.files:
-            return f"mkdir -p data && curl -fL -o data/{name} {url} && export OFFON_DATA=$PWD/data:$OFFON_DATA"
+    if dataset.direct_urls:
+        return f"offon data fetch {dataset.name}"
     return f"put {dataset.files[0]} from {dataset.urls[0]} into a folder and export OFFON_DATA=that folder"
 
 
-def _places() -> Iterator[tuple[str, Path]]:
+def _places(dataset: Dataset) -> Iterator[tuple[str, Path]]:
     yield from (("OFFON_DATA", folder) for folder in data_folders())
     yield "bundled", BUNDLED
+    if dataset.format == "minari":
+        yield "Minari", Path(os.path.expanduser(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets"))
     yield "cache", cache_folder()
 
 
 def _search(folder: Path, names: tuple[str, ...]) -> tuple[list[Path], str]:
-    """Return the files of these names in or below the folder, in the order of names, and what to say if none is."""
+    """Return the files of these names in or below the folder, in the order of names, and what to say if none is.
+
+    A name may have folders before it, which must then be there too.
+    """
     if not os.path.isdir(folder):
         return [], "is not a folder" if os.path.exists(folder) else "does not exist or cannot be entered"
     hits: list[Path] = []
@@ -78,8 +81,12 @@ def _search(folder: Path, names: tuple[str, ...]) -> tuple[list[Path], str]:
     for where, below, files in os.walk(folder, onerror=failures.append, followlinks=True):
         depth = len(Path(where).relative_to(folder).parts)
         below[:] = sorted(below) if depth < _DEPTH else []
-        hits += (Path(where, name) for name in names if name in files)
-    hits.sort(key=lambda hit: names.index(hit.name))
+        for name in names:
+            above, _, last = name.rpartition("/")
+            if last in files and f"{where}/".endswith(f"/{above}/" if above else "/"):
+                hits.append(Path(where, last))
+    rank = {name.rpartition("/")[2]: place for place, name in reversed([*enumerate(names)])}
+    hits.sort(key=lambda hit: rank[hit.name])
     if not hits and failures:
         return [], f"not there, and {len(failures)} folders cannot be read ({failures[0]})"
     return hits, "not there"

@@ -45,6 +45,7 @@ class Columns:
     truncated: np.ndarray  # [N] bool
     cost: np.ndarray | None  # [N]
     notes: tuple[str, ...]  # what had to be assumed, for people
+    open_tail: bool = False  # the last row ends an episode only because the log stops there
 
     @property
     def size(self) -> int:
@@ -63,27 +64,30 @@ class Columns:
         """Return only the first so many episodes."""
         stop = int(self.ends()[:episodes][-1]) + 1
         cut = {name: value[:stop] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return Columns(**{**vars(self), **cut})
+        return Columns(**{**vars(self), **cut, "open_tail": self.open_tail and stop == self.size})
 
 
-def read_columns(path: str | Path, ends: str = "flags") -> Columns:
+def read_columns(path: str | Path, ends: str = "flags", keys: Mapping[str, str] | None = None) -> Columns:
     """Read a file of any known layout; DataError if it is broken, empty, of wrong shapes or of an unknown layout.
 
     An episode ends where a row is terminated or truncated; a log that just stops is truncated in its last row.
 
     Args:
-        path: the file; NPZ and HDF5 are told apart by their first bytes.
-        ends: "flags", or "terminals_are_limits" for the D4RL door file: its terminals are time limits and its timeouts
-            (step 200 of every episode) no end at all.
+        path: the file; NPZ and HDF5 are told apart by their first bytes, and an HDF5 file of Minari by its groups.
+        ends: "flags"; "terminals_are_limits" for the D4RL door file: its terminals are time limits and its timeouts
+            (step 200 of every episode) no end at all; "limit:N": where the file has no column for it, an episode is
+            truncated after N rows.
+        keys: column -> the key that holds it, for files with names of their own; "/" steps into HDF5 groups.
     """
     path = Path(path)
-    arrays, shapes = _reader(path)(path)
+    arrays, shapes = _read(path, keys or {})
     if not _has_layout(arrays):
         raise DataError(_unknown_layout(path, shapes))
     vectors = {name: _vectors(path, name, arrays[name]) for name in _VECTORS if name in arrays}
     scalars = {name: _scalars(path, name, arrays[name]) for name in arrays if name not in _VECTORS}
     _check_lengths(path, {**vectors, **scalars})
-    flags, notes = _flags(path, scalars, ends, _key(shapes, "terminated"))
+    key = (keys or {}).get("terminated") or _key(shapes, "terminated")
+    flags, notes, open_tail = _flags(path, scalars, ends, key)
     return Columns(
         obs=vectors["obs"],
         action=vectors["action"],
@@ -91,19 +95,32 @@ def read_columns(path: str | Path, ends: str = "flags") -> Columns:
         next_obs=vectors.get("next_obs"),
         cost=scalars.get("cost"),
         notes=notes,
+        open_tail=open_tail,
         **flags,
     )
 
 
 def describe_file(path: str | Path) -> dict[str, str]:
     """Return the keys of a file, each with its type and shape."""
-    return _reader(Path(path))(Path(path))[1]
+    return _read(Path(path), {})[1]
 
 
 Found = tuple[dict[str, np.ndarray], dict[str, str]]  # columns by our names; every key with type and shape
 
 
-def _reader(path: Path) -> Callable[[Path], Found]:
+def _read(path: Path, keys: Mapping[str, str]) -> Found:
+    unknown = [name for name in keys if name not in KEYS]
+    if unknown:
+        raise DataError(f"expected keys for columns among {', '.join(KEYS)}, got {', '.join(unknown)}")
+    arrays, shapes = _reader(path)(path, keys)
+    missing = [f"{key!r} (for {name})" for name, key in keys.items() if name not in arrays]
+    if missing:
+        found = ", ".join(f"{key} {shape}" for key, shape in list(shapes.items())[:20]) or "nothing"
+        raise DataError(f"{path}: expected the keys {', '.join(missing)}, found {found}; correct the names")
+    return arrays, shapes
+
+
+def _reader(path: Path) -> Callable[[Path, Mapping[str, str]], Found]:
     try:
         with open(path, "rb") as file:
             start = file.read(8)
@@ -115,26 +132,33 @@ def _reader(path: Path) -> Callable[[Path], Found]:
         return _read_npz
     if start == b"\x89HDF\r\n\x1a\n":
         return _read_hdf5
-    raise DataError(f"{path}: expected an NPZ or HDF5 file, found {start!r} at its start; convert or refetch it")
+    looks = "a web page" if start.lstrip().lower().startswith((b"<!doc", b"<html", b"<?xml")) else repr(start)
+    raise DataError(f"{path}: expected an NPZ or HDF5 file, found {looks} at its start; convert or refetch it")
 
 
-def _read_npz(path: Path) -> Found:
+def _read_npz(path: Path, keys: Mapping[str, str]) -> Found:
     try:
         with np.load(path, allow_pickle=False) as archive, zipfile.ZipFile(path) as members:
             shapes = {key: _npz_shape(members, key) for key in archive.files}
-            arrays = {name: archive[key] for key, name in _wanted(shapes).items()}
+            arrays = {name: archive[key] for name, key in _wanted(shapes, keys).items()}
     except _BROKEN as error:
         raise DataError(_broken(path, "NPZ", error)) from error
     return arrays, shapes
 
 
-def _read_hdf5(path: Path) -> Found:
+def _read_hdf5(path: Path, keys: Mapping[str, str]) -> Found:
     import h5py
+
+    from offon.datasets.minari_files import is_minari, read_minari
 
     try:
         with h5py.File(path, "r") as file:
+            if is_minari(file):
+                return read_minari(path, file, keys)
             shapes = {key: _shape(item) if isinstance(item, h5py.Dataset) else _GROUP for key, item in file.items()}
-            arrays = {name: file[key][...] for key, name in _wanted(shapes).items()}
+            deeper = [key for key in keys.values() if "/" in key and isinstance(file.get(key), h5py.Dataset)]
+            shapes |= {key: _shape(file[key]) for key in deeper}
+            arrays = {name: file[key][...] for name, key in _wanted(shapes, keys).items()}
     except _BROKEN as error:
         raise DataError(_broken(path, "HDF5", error)) from error
     return arrays, shapes
@@ -149,10 +173,11 @@ def _npz_shape(archive: zipfile.ZipFile, key: str) -> str:
     return f"{dtype} {list(shape)}"
 
 
-def _wanted(shapes: Mapping[str, str]) -> dict[str, str]:
-    """Return which of a file's keys to read, and as which column."""
-    first = {name: _key(shapes, name) for name in KEYS}
-    return {key: name for name, key in first.items() if key is not None}
+def _wanted(shapes: Mapping[str, str], keys: Mapping[str, str]) -> dict[str, str]:
+    """Return which columns a file has, and the key of each; what the user names goes before what is usual."""
+    usual = {name: _key(shapes, name) for name in KEYS if name not in keys}
+    named = {name: key for name, key in keys.items() if shapes.get(key, _GROUP) != _GROUP}
+    return named | {name: key for name, key in usual.items() if key is not None and key not in keys.values()}
 
 
 def _key(shapes: Mapping[str, str], name: str) -> str | None:
@@ -169,7 +194,8 @@ def _unknown_layout(path: Path, shapes: Mapping[str, str]) -> str:
     return (
         f"{path}: unknown layout. Expected the keys obs, action, reward and done and/or truncated (NeoRL-2), or "
         "observations, actions, rewards and terminals and/or timeouts (D4RL), each with N rows, and optionally "
-        f"next_obs / next_observations and cost / costs; found {found}. Rename the keys, one array for all episodes"
+        f"next_obs / next_observations and cost / costs; found {found}. Rename the keys (one array for all episodes), or "
+        "name them: data.obs=KEY data.action=KEY …"
     )
 
 
@@ -218,8 +244,8 @@ def _check_lengths(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 
 def _flags(
     path: Path, scalars: Mapping[str, np.ndarray], ends: str, terminal_key: str | None
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Return terminated and truncated as bool, closed at the last row, and what was assumed about them."""
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], bool]:
+    """Return terminated and truncated as bool, closed at the last row, what was assumed, and whether the end is open."""
     nothing = np.zeros(len(scalars["reward"]), dtype=bool)
     flags, notes = {}, []
     for name in ("terminated", "truncated"):
@@ -229,15 +255,28 @@ def _flags(
         flags[name] = column.astype(bool) if column is not None else nothing.copy()
         if column is None:
             notes.append(f"no column says which episodes were {name}: none is taken to be")
+    if ends.startswith("limit:") and "truncated" not in scalars:
+        limit = int(ends.removeprefix("limit:"))
+        flags["truncated"] = _cut_after(flags["terminated"], limit)
+        notes[-1] = f"no column says which episodes were truncated: each is after {limit} rows"
     if ends == "terminals_are_limits":
         flags = {"terminated": nothing, "truncated": flags["terminated"]}
         notes.append("terminals are read as time limits, timeouts are ignored")
     elif terminal_key in _EPISODE_OVER:
         notes += _take_cuts_out(path, flags, terminal_key)
-    if not (flags["terminated"][-1] or flags["truncated"][-1]):
+    open_tail = not (flags["terminated"][-1] or flags["truncated"][-1])
+    if open_tail:
         flags["truncated"][-1] = True
         notes.append("the log stops inside an episode: its last row is taken as truncated")
-    return flags, tuple(notes)
+    return flags, tuple(notes), open_tail
+
+
+def _cut_after(terminated: np.ndarray, limit: int) -> np.ndarray:
+    """Return in which rows an episode has lasted `limit` rows without a termination, bool [N]."""
+    row = np.arange(len(terminated))
+    after_end = np.append(False, terminated[:-1])
+    first = np.maximum.accumulate(np.where(after_end, row, 0))
+    return ((row - first + 1) % limit == 0) & ~terminated
 
 
 def _take_cuts_out(path: Path, flags: dict[str, np.ndarray], key: str) -> list[str]:

@@ -91,6 +91,8 @@ def transform_reward(transitions: Transitions, name: str) -> Transitions:
     """Return the transitions with their rewards changed: one of REWARD_TRANSFORMS by name."""
     if name == "none":
         return transitions
+    if transitions.identity.summed():
+        raise DataError(f"reward={name} is of single steps, but the data's rewards are sums over n; use n_step=1")
     scale, shift = reward_map(transitions, name)
     return replace(
         transitions,

@@ -35,6 +35,10 @@ class DataIdentity:
         """Return the identity with remarks for people added to its source."""
         return replace(self, source="; ".join((self.source, *notes)))
 
+    def summed(self) -> bool:
+        """Return whether rewards are sums over several steps."""
+        return any(change.startswith("n_step=") for change in self.transforms)
+
     def as_dict(self) -> dict[str, object]:
         """Return what determines the numbers, to be hashed into a cell: name, bytes and transforms."""
         return {"name": self.name, "sha256": self.sha256, "transforms": list(self.transforms)}
@@ -153,6 +157,8 @@ class Transitions:
         return rows, layout
 
     def _column(self, name: str, discount: float | None, failure_reward: float | None) -> Tensor:
+        if name in ("next_action", "mc_return") and self.identity.summed():
+            raise DataError(f"{self.identity.name}: no column {name!r} where rewards are sums over n steps; n_step=1")
         if name == "next_action":
             return self.next_action()
         if name == "mc_return":
