@@ -30,7 +30,7 @@ from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.stepper import Stepper, restore
 from offon.datasets.corruption import ELEMENTS, Corruption, Victim, corrupt, entry
 from offon.datasets.errors import DataError
-from offon.datasets.locate import cache_folder
+from offon.datasets.hashes import cache_folder
 from offon.datasets.transitions import Transitions
 
 _VERSION = 1  # raised when the training of an attacker or an attack changes a number

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-m", "--multirun", action="store_true", help="run every value of comma lists")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     run.set_defaults(function=_run)
-    _add_data(command("data", _data, "show, verify, fetch or collect a data set"))
+    _add_data(command("data", _data, "list, show, fetch, verify, plot or collect data sets"))
     corrupt = command("corrupt", _corrupt, "show what a corruption does to a data set")
     corrupt.add_argument("name", help="task, data set or file")
     corrupt.add_argument("options", nargs="+", metavar="corruption.KEY=VALUE", help="see `offon run --help`")
@@ -107,10 +107,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("show", "verify", "fetch", "collect"))
-    parser.add_argument("name", help="task, data set or file")
-    parser.add_argument("--out", type=Path, help="file that `collect` writes")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
+    kinds = parser.add_subparsers(metavar="ACTION", required=True)
+
+    def action(name: str, summary: str, takes: str = "") -> argparse.ArgumentParser:
+        added = kinds.add_parser(name, help=summary, description=summary)
+        added.set_defaults(action=name)
+        if takes:
+            added.add_argument("name", help=takes)
+        return added
+
+    one = "task, data set or file"
+    listing = action("list", "list the known data sets, and which are here")
+    listing.add_argument("part", nargs="?", default="", help="only names with this in them")
+    shown = action("show", "show what is known of a data set, what goes wrong with it, and where its file is", one)
+    verify = action("verify", "recompute hash and statistics of a file and compare them with what is known", one)
+    fetch = action("fetch", "download a data set into the cache folder, unless its file is here", "task or data set")
+    fetch.add_argument("--no-network", action="store_true", help="only look for it; also OFFON_NO_NETWORK=1")
+    for known in (listing, shown, verify, fetch):
+        known.add_argument("--json", action="store_true", help="machine-readable")
+    plot = action("plot", "draw returns, lengths, and what actions and observations cover", one)
+    plot.add_argument("--plot", type=Path, help="PNG to write (default data-NAME.png here)")
+    collect = action("collect", "collect a data set: a bundled one again, or with a policy in an environment")
+    collect.add_argument("what", nargs="+", metavar="NAME|KEY=VALUE", help="see `offon data collect help`")
+    collect.add_argument("--out", type=Path, help="file to write (default NAME.npz or NAME.hdf5 here)")
 
 
 def _add_render(parser: argparse.ArgumentParser) -> None:
@@ -183,10 +202,11 @@ def _run(arguments: argparse.Namespace) -> int:
 def _data(arguments: argparse.Namespace) -> int:
     from offon.benchmark import data_commands
 
-    action = getattr(data_commands, arguments.action)
-    if arguments.action == "collect":
-        return action(arguments.name, arguments.out)
-    return action(arguments.name, arguments.json)
+    known = vars(arguments)
+    taken = ("part", "name", "what", "json", "no_network", "plot", "out")
+    return getattr(data_commands, arguments.action.replace("list", "list_all"))(
+        *(known[name] for name in taken if name in known)
+    )
 
 
 def _corrupt(arguments: argparse.Namespace) -> int:

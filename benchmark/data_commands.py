@@ -1,9 +1,17 @@
-"""`offon data`: show, verify, fetch, collect."""
+"""`offon data`: list, show, fetch, verify, plot, collect."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offon.datasets.catalogue import DATASETS
+from offon.datasets.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 def _dataset_name(name: str) -> str:
@@ -14,7 +22,6 @@ def _dataset_name(name: str) -> str:
     """
     from offon.benchmark.generated import is_generated
     from offon.benchmark.tasks import load_tasks
-    from offon.datasets.errors import DataError
 
     tasks = load_tasks()
     if name in tasks and is_generated(tasks[name].dataset):
@@ -72,21 +79,100 @@ def verify(name: str, as_json: bool) -> int:
     return 0 if all(row["ok"] for row in rows) else 1
 
 
-def fetch(name: str, as_json: bool) -> int:
-    """Says where a data set is, or where it can be had and how to make it found."""
-    from offon.datasets.load import resolve
+def list_all(part: str, as_json: bool) -> int:
+    """Lists the known data sets with their file, if it is here."""
+    from offon.datasets.locate import find_all
 
-    known, path = resolve(_dataset_name(name))  # raises with the places searched, the source and the cure
-    label = known.name if known else path.name
-    print(json.dumps({"name": label, "path": str(path)}) if as_json else f"{label} is here: {path}")
+    chosen = [known for name, known in DATASETS.items() if part in name]
+    found = find_all(chosen)
+    rows = [
+        {"name": known.name, "status": known.status, "path": str(found[known.name]) if known.name in found else None}
+        for known in chosen
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    for row in rows:
+        print(f"{row['name']:<42}{row['status']:<11}{row['path'] or 'not here'}")
+    print(f"{len(found)} of {len(chosen)} are here; `offon data show NAME` says how to come by the others")
     return 0
 
 
-def collect(name: str, out: Path | None) -> int:
-    """Collects one of the bundled data sets again, by its recipe."""
-    from offon.benchmark.collect import collect_recipe
+def fetch(name: str, as_json: bool, no_network: bool) -> int:
+    """Downloads a data set unless its file is here."""
+    from offon.datasets.fetch import fetch as fetch_data
+    from offon.datasets.load import resolve
 
-    path = out or Path(f"{name}.npz")
-    collect_recipe(name, path)
+    known = DATASETS.get(name := _dataset_name(name))
+    if known is None:
+        resolve(name)  # a file that is here, or names what there is
+        raise DataError(f"expected the name of a task or data set, got the file {name}; it is here already")
+    with _Bar(known.name, quiet=as_json) as bar:
+        path = fetch_data(known, network=not no_network, progress=bar.show)
+    print(json.dumps({"name": known.name, "path": str(path)}) if as_json else f"{known.name} is here: {path}")
+    return 0
+
+
+class _Bar:
+    """A bar of downloaded bytes, once there are any; only on a terminal."""
+
+    def __init__(self, name: str, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        self._bars = Progress(
+            *(TextColumn(name, markup=False), BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn()),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._id: TaskID | None = None
+
+    def __enter__(self) -> _Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, done: int, total: int | None) -> None:
+        if self._id is None:
+            self._id = self._bars.add_task("", total=total)
+        self._bars.update(self._id, completed=done, total=total)
+
+
+def plot(name: str, path: Path | None) -> int:
+    """Draws what a data set holds."""
+    from offon.benchmark.data_plot import draw
+    from offon.benchmark.files import write_bytes
+    from offon.datasets.load import load
+
+    data = load(_dataset_name(name))
+    target = path or Path(f"data-{data.identity.name.replace('/', '-')}.png")
+    write_bytes(target, draw(data))
+    print(f"wrote {target}")
+    return 0
+
+
+def collect(what: list[str], out: Path | None) -> int:
+    """Collects one of the bundled data sets again by its recipe, or a new one with a policy."""
+    from offon.benchmark import collect_policy
+    from offon.benchmark.collect import RECIPES, collect_recipe
+
+    if what == ["help"]:
+        print(collect_policy.HELP)
+        return 0
+    if len(what) == 1 and what[0] in RECIPES:
+        path = out or Path(f"{what[0]}.npz")
+        collect_recipe(what[0], path)
+    else:
+        path = collect_policy.collect_options(what, out)
     print(f"wrote {path}")
     return 0

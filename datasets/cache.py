@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from offon.datasets.episodes import Reading
-from offon.datasets.locate import cache_folder
+from offon.datasets.hashes import cache_folder
 from offon.datasets.transitions import PACKED_COLUMNS, DataIdentity, Transitions, unpack
 
 SCHEMA = 2  # raise it when a reader or the layout changes: older files are then rebuilt

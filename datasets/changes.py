@@ -114,9 +114,8 @@ def apply(transitions: Transitions, changes: Changes, extrema: filters.Extrema |
 def n_step(transitions: Transitions, steps: int, discount: float) -> Transitions:
     """Return rows whose reward is the discounted sum of up to `steps` rewards and whose successor is as far away.
 
-    A row keeps fewer where its episode ends sooner. A termination inside the sum terminates the row. A row whose
-    episode is cut sooner than `steps` would need another power of the discount, so it is dropped (and an episode that is
-    cut before `steps` rows with it).
+    A row keeps fewer where its episode terminates sooner, and is terminated then. A row whose episode is cut sooner
+    than `steps` would need another power of the discount, so it is dropped.
     """
     if steps == 1:
         return transitions

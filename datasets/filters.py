@@ -61,7 +61,7 @@ def grid_cells(costs: np.ndarray, returns: np.ndarray, grid: Density, extrema: E
 def thinned(
     costs: np.ndarray, returns: np.ndarray, grid: Density, extrema: Extrema, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the episodes that thinning leaves: none of a cell with `min_per_bin` or fewer, `max_per_bin` of a full one.
+    """Return the episodes left: none of a cell with `min_per_bin` or fewer, `max_per_bin` of a full one.
 
     A cell with more than `max_per_bin` is thinned before its number is compared with `min_per_bin`.
     """

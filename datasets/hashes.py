@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from pathlib import Path
 
 from offon.datasets.catalogue import Dataset
@@ -27,7 +29,27 @@ def is_known(dataset: Dataset, path: Path) -> bool:
         sha256 = sha256_of(path)
     except DataError:
         return False
-    return dataset.sha256 in (None, sha256) and sha256 not in dataset.stale
+    return (dataset.sha256 or first_use(dataset)) in (None, sha256) and sha256 not in dataset.stale
+
+
+def cache_folder() -> Path:
+    """Return $OFFON_CACHE, or ~/.cache/offon."""
+    return Path(os.path.expanduser(os.environ.get("OFFON_CACHE") or "~/.cache/offon"))
+
+
+def first_use_path(dataset: Dataset) -> Path:
+    """Return where the sha256 of a data set's first download is noted."""
+    return cache_folder() / "data" / f"{dataset.name}.json"
+
+
+def first_use(dataset: Dataset) -> str | None:
+    """Return the noted sha256 of the first download of a data set for which no hash is published; None without."""
+    if dataset.sha256 or dataset.md5:
+        return None
+    try:
+        return str(json.loads(first_use_path(dataset).read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _digest(path: str | Path, kind: str) -> str:

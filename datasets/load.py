@@ -15,7 +15,7 @@ from offon.datasets.changes import apply, changes_of
 from offon.datasets.episodes import Reading, action_bounds, to_transitions
 from offon.datasets.errors import DataError, DataNotFound
 from offon.datasets.filters import Extrema
-from offon.datasets.hashes import md5_of, sha256_of
+from offon.datasets.hashes import first_use, first_use_path, md5_of, sha256_of
 from offon.datasets.locate import cure, find
 from offon.datasets.readers import read_columns
 from offon.datasets.transitions import DataIdentity, Transitions, unpack, validate
@@ -105,6 +105,11 @@ def check_hash(known: Dataset, path: Path, sha256: str) -> None:
         named = with_sha256(sha256)
         knowingly = f"task={named.name} trains on it knowingly; otherwise " if named else ""
         raise DataError(f"{path}: stale, not {known.name}: {known.stale[sha256]}. {knowingly}{cure(known)}")
+    if (first := first_use(known)) not in (None, sha256):
+        raise DataError(
+            f"{path}: expected sha256 {first} for {known.name}, that of the first download, found {sha256}; no hash is "
+            f"published. Use the earlier file, or trust this one by removing {first_use_path(known)}"
+        )
     kind, expected = ("sha256", known.sha256) if known.sha256 else ("MD5", known.md5)
     if expected is None:
         return

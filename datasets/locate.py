@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from offon.datasets.catalogue import Dataset
 from offon.datasets.errors import DataNotFound
-from offon.datasets.hashes import is_known
+from offon.datasets.hashes import cache_folder, is_known
 
+_MINARI = "Minari"
 BUNDLED = Path(__file__).parent / "bundled"
 _DEPTH = 6  # folders below an entry of OFFON_DATA; deeper trees are not data folders
-
-
-def cache_folder() -> Path:
-    """Return $OFFON_CACHE, or ~/.cache/offon."""
-    return Path(os.path.expanduser(os.environ.get("OFFON_CACHE") or "~/.cache/offon"))
 
 
 def data_folders() -> list[Path]:
@@ -52,6 +48,23 @@ def find(dataset: Dataset, file: str | Path | None = None) -> Path:
     )
 
 
+def find_all(datasets: Iterable[Dataset]) -> dict[str, Path]:
+    """Return the files of those data sets that are here, by name; each folder is searched once, no byte is read."""
+    files: dict[str, list[Path]] = {}
+    for _, folder in _folders():
+        for where, below, names in os.walk(folder, followlinks=True):
+            if len(Path(where).relative_to(folder).parts) >= _DEPTH:
+                below.clear()
+            for name in names:
+                files.setdefault(name, []).append(Path(where, name))
+    found = {}
+    for known in datasets:
+        hits = [hit for name in known.files for hit in files.get(Path(name).name, []) if str(hit).endswith(f"/{name}")]
+        if hits:
+            found[known.name] = hits[0]
+    return found
+
+
 def cure(dataset: Dataset) -> str:
     """Say how to get the file of a data set."""
     if not dataset.urls:
@@ -61,12 +74,15 @@ def cure(dataset: Dataset) -> str:
     return f"put {dataset.files[0]} from {dataset.urls[0]} into a folder and export OFFON_DATA=that folder"
 
 
-def _places(dataset: Dataset) -> Iterator[tuple[str, Path]]:
+def _folders() -> Iterator[tuple[str, Path]]:
     yield from (("OFFON_DATA", folder) for folder in data_folders())
     yield "bundled", BUNDLED
-    if dataset.format == "minari":
-        yield "Minari", Path(os.path.expanduser(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets"))
+    yield _MINARI, Path(os.path.expanduser(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets"))
     yield "cache", cache_folder()
+
+
+def _places(dataset: Dataset) -> Iterator[tuple[str, Path]]:
+    yield from (place for place in _folders() if place[0] != _MINARI or dataset.format == "minari")
 
 
 def _search(folder: Path, names: tuple[str, ...]) -> tuple[list[Path], str]:

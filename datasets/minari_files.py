@@ -22,9 +22,7 @@ def is_minari(file: Any) -> bool:
     return any(_is_episode(name) for name in file) and "observations" not in file
 
 
-def read_minari(
-    path: Path, file: Any, keys: Mapping[str, str]
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_minari(path: Path, file: Any, keys: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the columns of all episodes in their order, and the keys of the first with type and shape.
 
     Args:
@@ -51,7 +49,9 @@ def _episode(path: Path, name: str, group: Any, wanted: list[str] | None, costs:
     where = f"{path}: {name}"
     missing = [key for key in ("observations", "actions", "rewards", "terminations", "truncations") if key not in group]
     if missing:
-        raise DataError(f"{where}: expected the keys of a Minari episode, {', '.join(missing)} not found; fetch it again")
+        raise DataError(
+            f"{where}: expected the keys of a Minari episode, {', '.join(missing)} not found; fetch it again"
+        )
     leaves = _leaves(where, group["observations"])
     unknown = [key for key in wanted or () if key not in leaves]
     if unknown:
@@ -64,7 +64,9 @@ def _episode(path: Path, name: str, group: Any, wanted: list[str] | None, costs:
     short = [len(leaf) for leaf in chosen if len(leaf) != rows + _SUCCESSOR_ROWS]
     if short or len(action[""]) != rows or rows == 0:
         found = f"{[len(leaf) for leaf in chosen]} observations, {len(action[''])} actions, {rows} rewards"
-        raise DataError(f"{where}: expected one observation more than actions and rewards, found {found}; use a newer version")
+        raise DataError(
+            f"{where}: expected one observation more than actions and rewards, found {found}; use a newer version"
+        )
     obs = np.concatenate(chosen, axis=1)
     terminated, truncated = (np.array(group[key], dtype=np.float32) for key in ("terminations", "truncations"))
     if len(terminated) != rows or len(truncated) != rows:

@@ -24,6 +24,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "cost": ("costs", "cost"),
 }
 _EPISODE_OVER = ("done", "dones")  # some writers set these at time limits too
+MAGIC = {"npz": b"PK", "d4rl": b"\x89HDF\r\n\x1a\n", "minari": b"\x89HDF\r\n\x1a\n"}  # first bytes, by Dataset.format
 _GROUP = "a group"
 _VECTORS = ("obs", "action", "next_obs")
 # what numpy, zipfile and h5py raise on files that are cut short, overwritten or not theirs
@@ -120,6 +121,11 @@ def _read(path: Path, keys: Mapping[str, str]) -> Found:
     return arrays, shapes
 
 
+def looks_like_html(start: bytes) -> bool:
+    """Return whether the first bytes of a file are those of a web page."""
+    return start.lstrip().lower().startswith((b"<!doc", b"<html", b"<?xml"))
+
+
 def _reader(path: Path) -> Callable[[Path, Mapping[str, str]], Found]:
     try:
         with open(path, "rb") as file:
@@ -128,11 +134,11 @@ def _reader(path: Path) -> Callable[[Path, Mapping[str, str]], Found]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check path and permissions") from error
     if not start:
         raise DataError(f"{path}: the file is empty (0 bytes); fetch or write it again")
-    if start.startswith(b"PK"):
+    if start.startswith(MAGIC["npz"]):
         return _read_npz
-    if start == b"\x89HDF\r\n\x1a\n":
+    if start.startswith(MAGIC["d4rl"]):
         return _read_hdf5
-    looks = "a web page" if start.lstrip().lower().startswith((b"<!doc", b"<html", b"<?xml")) else repr(start)
+    looks = "a web page" if looks_like_html(start) else repr(start)
     raise DataError(f"{path}: expected an NPZ or HDF5 file, found {looks} at its start; convert or refetch it")
 
 
@@ -194,8 +200,8 @@ def _unknown_layout(path: Path, shapes: Mapping[str, str]) -> str:
     return (
         f"{path}: unknown layout. Expected the keys obs, action, reward and done and/or truncated (NeoRL-2), or "
         "observations, actions, rewards and terminals and/or timeouts (D4RL), each with N rows, and optionally "
-        f"next_obs / next_observations and cost / costs; found {found}. Rename the keys (one array for all episodes), or "
-        "name them: data.obs=KEY data.action=KEY …"
+        f"next_obs / next_observations and cost / costs; found {found}. Rename the keys (one array for all episodes), "
+        "or name them: data.obs=KEY data.action=KEY …"
     )
 
 
@@ -245,7 +251,7 @@ def _check_lengths(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 def _flags(
     path: Path, scalars: Mapping[str, np.ndarray], ends: str, terminal_key: str | None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], bool]:
-    """Return terminated and truncated as bool, closed at the last row, what was assumed, and whether the end is open."""
+    """Return terminated and truncated, closed at the last row, what was assumed, and whether the end is open."""
     nothing = np.zeros(len(scalars["reward"]), dtype=bool)
     flags, notes = {}, []
     for name in ("terminated", "truncated"):

@@ -7,9 +7,7 @@ PIPELINE_STALE = (
     "differs from NeoRL-2's own table, the train file's mean return is -421.4 (score -11.98) instead of 429.0 (69.25), "
     "and all actions lie within 0.028 of zero"
 )
-NO_CHECKSUM = (
-    "no checksum is published for it: the first download is trusted, its sha256 recorded and later files compared with it"
-)
+NO_CHECKSUM = "no checksum is published: the first download is trusted, its sha256 noted and later files held to it"
 _SAME_STARTS = "train and val start from the same initial observations, trajectory by trajectory; val is no fresh draw"
 _PIPELINE_FILE = (
     "the Pipeline files of the GitHub repository polixir/neorl2_dataset are stale and refused; neorl2/{} names them",
@@ -49,30 +47,34 @@ TRAPS: dict[str, tuple[str, ...]] = {
     "minari/door-human-v2-flat": ("rewards are of AdroitHandDoor-v1 and differ by up to 0.14 a step from D4RL's",),
 }
 
-_DSRL = "successors are stored and belong to their rows; rows after the last end flag belong to no episode (drop_open_tail)"
-_REWARDLESS = "one reward and terminal of 1 per episode, where other antmaze sets have several near the goal (D4RL issue 199)"
+_DSRL = (
+    "successors are stored and belong to their rows; rows after the last end flag belong to no episode (drop_open_tail)"
+)
+_REWARDLESS = (
+    "one reward and terminal of 1 per episode, other antmaze sets have several (D4RL issue 199)"
+)
 # (beginning of the name, what it ends with, text): all that fit are shown
 _FAMILIES: tuple[tuple[str, str, str], ...] = (
-    ("d4rl/antmaze", "-v0", "timeouts are out of step with the true ends of episodes: the ant jumps across the maze (D4RL issue 77)"),
+    ("d4rl/antmaze", "-v0", "timeouts are out of step with the true ends: the ant jumps (D4RL issue 77)"),
     ("d4rl/antmaze", "-v0", "not comparable with v2"),
     ("d4rl/antmaze", "-v2", "made anew to mend the timeouts of v0 (D4RL pull request 128); not comparable with v0"),
-    ("d4rl/antmaze", "", "rewards are 0 and 1: without algorithm.reward=minus_one (or another shift) methods score near zero"),
-    ("d4rl/antmaze", "", "published numbers drop timeout rows (drop_timeout_rows); pieces of 1000 rows then straddle episodes"),
+    ("d4rl/antmaze", "", "rewards are 0 and 1: without algorithm.reward=minus_one methods score near zero"),
+    ("d4rl/antmaze", "", "published numbers drop timeout rows; pieces of 1000 rows then straddle episodes"),
     ("d4rl/antmaze-umaze-diverse", "", _REWARDLESS),
-    ("d4rl/maze2d", "", "rewards are off by one: reward[t] says whether obs[t], not its successor, is at the goal (D4RL issue 194)"),
+    ("d4rl/maze2d", "", "rewards are off by one: reward[t] is of obs[t] (D4RL issue 194)"),
     ("d4rl/maze2d-eval", "", "for evaluation only, and without reference scores"),
     ("d4rl/carla", "", "observations are images, which are not read here"),
     ("d4rl/minigrid", "", "actions are discrete, which are not read here"),
     ("d4rl/door-human", "-v1", "the v1 file is another file than v0's"),
-    ("minari/D4RL/antmaze", "", "collected anew with another ant: not equivalent to D4RL's antmaze, whose scores do not apply"),
+    ("minari/D4RL/antmaze", "", "collected anew with another ant: D4RL's antmaze scores do not apply"),
     ("minari/D4RL/pointmaze", "", "collected anew: not equivalent to D4RL's maze2d, whose scores do not apply"),
     ("minari/D4RL/minigrid", "", "actions are discrete, which are not read here"),
-    ("minari/D4RL", "", "observations that are dictionaries are put side by side in the order of names; data.obs=A+B chooses entries"),
-    ("minari/D4RL", "", "the address follows the layout of the publisher's page and was not tried when this was written"),
+    ("minari/D4RL", "", "dictionaries of observations stand side by side in the order of names; data.obs=A+B chooses"),
+    ("minari/D4RL", "", "the address follows the layout of the publisher's page and was not tried"),
     ("dsrl/", "", _DSRL),
-    ("dsrl/CarButton2", "", "the published least return, 0.0017674, equals AntRun's to all digits: a copy error, kept (score < 1e-4)"),
+    ("dsrl/CarButton2", "", "the published least return equals AntRun's to all digits: a copy error, kept"),
     ("dsrl/", "Velocity", "of the v1 environments; results on Velocity-v0 have other thresholds"),
-    ("dsrl/MetaDrive", "", "its simulator needs the old gym package: train here, evaluate elsewhere; costs are real numbers"),
+    ("dsrl/MetaDrive", "", "its simulator needs the old gym package: train here, evaluate elsewhere"),
     ("dsrl/CarCircle2", "", "the greatest stored cost is 398, the file's name says 400"),
     ("dsrl/PointCircle2", "", "the greatest stored cost is 299, the file's name says 300"),
 )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from offon.datasets import catalogue, load, locate, verify
+from offon.datasets import catalogue, load, locate, traps, verify
 from offon.datasets.catalogue import DATASETS
 from offon.datasets.errors import DataError, DataNotFound
 
@@ -105,11 +105,11 @@ def test_if_no_file_has_the_right_hash_the_error_is_about_the_first(places, toy,
 
 
 def test_only_a_small_depth_is_searched(places, toy):
-    write(places / "data/1/2/3/4/5/toy.npz")
+    write(places / "data/1/2/3/4/5/6/7/toy.npz")
     with pytest.raises(DataNotFound):
         locate.find(toy())
-    write(places / "data/1/2/3/4/toy.npz")
-    assert locate.find(toy()).parent.name == "4"
+    write(places / "data/1/2/3/4/5/6/toy.npz")
+    assert locate.find(toy()).parent.name == "6"
 
 
 def test_not_found_lists_every_place_and_one_command(places, toy, monkeypatch):
@@ -122,7 +122,7 @@ def test_not_found_lists_every_place_and_one_command(places, toy, monkeypatch):
     assert f"{places / 'missing'}: does not exist" in text and f"{places / 'file'}: is not a folder" in text
     assert f"{places / 'empty'}: not there" in text
     assert f"bundled {places / 'bundled'}" in text and f"cache {places / 'cache'}" in text
-    assert "curl -fL -o data/toy.npz http://host/toy.npz && export OFFON_DATA=" in text
+    assert "offon data fetch test/toy" in text
 
 
 def test_not_found_says_that_offon_data_is_not_set(toy, monkeypatch):
@@ -182,7 +182,7 @@ def test_a_wrong_sha256_names_both_hashes_the_file_and_the_cure(places, toy):
     toy(sha256="ab" * 32)
     with pytest.raises(DataError) as caught:
         load.load("test/toy")
-    for part in (str(path), "ab" * 32, sha256(path), "delete the file", "http://host/toy.npz"):
+    for part in (str(path), "ab" * 32, sha256(path), "delete the file", "offon data fetch test/toy"):
         assert part in str(caught.value)
 
 
@@ -236,13 +236,13 @@ def test_first_episodes_limits_what_is_read(places, toy):
 def test_the_catalogue_is_consistent():
     for name, known in DATASETS.items():
         assert known.name == name and known.files and known.licence
-        assert known.format in ("npz", "d4rl") and known.split in ("train", "val")
+        assert known.format in ("npz", "d4rl", "minari") and known.split in ("train", "val")
         assert known.status in ("published", "derived", "stale", "bundled")
         assert known.sha256 is None or len(known.sha256) == 64
         assert known.md5 is None or len(known.md5) == 32
         assert known.urls or known.status == "bundled"
         assert not known.sha256 or known.sha256 not in known.stale
-    assert set(catalogue.TRAPS) | set(catalogue.STALE) <= set(DATASETS)
+    assert set(traps.TRAPS) | set(catalogue.STALE) <= set(DATASETS)
 
 
 def test_every_stale_hash_has_a_name_to_use_it_knowingly():

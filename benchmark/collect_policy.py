@@ -1,0 +1,243 @@
+"""Collect logged data with a policy in any environment: a run's, a random one or a script; written as D4RL's HDF5."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import offon
+from offon import envs
+from offon.algorithms.interface import Obs
+from offon.algorithms.noise import ActNoise
+from offon.benchmark import seeds
+from offon.benchmark.files import write_bytes
+from offon.benchmark.load import LoadedRun, load
+from offon.benchmark.options import parse_option
+from offon.benchmark.rollout import first_obs
+
+_TOGETHER = 64  # episodes that are played at once; the data do not depend on it
+_PHASE = "collect"
+_DYNAMICS = "dynamics."
+HELP = """offon data collect NAME: a bundled data set again, by its recipe.
+offon data collect env=ID policy=POLICY [KEY=VALUE …] [--out FILE.hdf5]: a new one in D4RL's layout.
+  env=ID            an environment of `offon env list`, or gymnasium/ID; left out: that of the run
+  policy=POLICY     random; a run folder or id; or script:FILE.py with a function act(obs, rng) -> actions, which gets
+                    observations [n, O] and returns actions [n, A], float32 in [-1, 1]
+  episodes=100      how many
+  first=0           number of the first episode: a later call with a higher one continues the data set
+  mode=explore      of a run: explore (as it acts while it learns) or eval (as it is judged)
+  seed=S            of a run: whose policy; left out: its first
+  runs=DIR          of a run's id: the results folder (default runs)
+  dynamics.KEY=V    of the environment"""
+Act = Callable[[Tensor, Tensor], Tensor]  # observations [n, O], step of each episode [n] -> actions [n, A]
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """What to collect."""
+
+    policy: str = ""
+    env: str = ""
+    episodes: int = 100
+    first: int = 0
+    mode: str = "explore"
+    seed: int | None = None
+    runs: str = "runs"
+    dynamics: dict[str, Any] = field(default_factory=dict)
+
+
+def collect_options(given: Sequence[str], out: Path | None) -> Path:
+    """Collect what KEY=VALUE words ask for and return the file that was written.
+
+    Raises:
+        ValueError: an option that there is not, or a value that makes no sense.
+    """
+    options = _parsed(given)
+    arrays, facts = collect(options)
+    name = options.env.replace("/", "-") or facts["env"].replace("/", "-")
+    path = out or Path(f"{name}-{_word(options.policy)}.hdf5")
+    write_hdf5(path, arrays, facts)
+    return path
+
+
+def _parsed(given: Sequence[str]) -> CollectOptions:
+    values: dict[str, Any] = {"dynamics": {}}
+    known = {entry.name: entry.type for entry in fields(CollectOptions) if entry.name != "dynamics"}
+    for text in given:
+        if text.startswith(_DYNAMICS):
+            name, value = parse_option(text, _DYNAMICS)
+            values["dynamics"][name] = value
+            continue
+        name, equals, word = text.partition("=")
+        if name not in known or not equals:
+            raise ValueError(f"expected KEY=VALUE among {', '.join(known)}, dynamics.KEY, got {text!r}; see\n{HELP}")
+        if "int" in str(known[name]):
+            if not word.lstrip("-").isdigit():
+                raise ValueError(f"expected a whole number for {name}, got {word!r}")
+            values[name] = int(word)
+        else:
+            values[name] = word
+    options = CollectOptions(**values)
+    if not options.policy:
+        raise ValueError(f"expected policy=random, policy=RUN or policy=script:FILE.py; see\n{HELP}")
+    if options.episodes < 1 or options.first < 0 or options.first + options.episodes > len(seeds.COLLECTING):
+        raise ValueError(f"expected 1 to {len(seeds.COLLECTING)} episodes from 0 on, got {options}")
+    if options.mode not in ("explore", "eval"):
+        raise ValueError(f"expected mode=explore or mode=eval, got {options.mode!r}")
+    return options
+
+
+def collect(options: CollectOptions) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Play the episodes; return D4RL's columns in episode order and where they come from.
+
+    An episode depends on its number and the policy alone.
+    """
+    loaded = None if _is_free(options.policy) else load(options.policy, options.runs)
+    env_id = options.env or (loaded.job.task["env"] if loaded else "")
+    if not env_id:
+        raise ValueError(f"policy={options.policy} needs env=ID; `offon env list` has the names")
+    inherited = loaded.job.settings["env_options"] if loaded and env_id == loaded.job.task["env"] else {}
+    dynamics = {**inherited, **options.dynamics}
+    chosen = seeds.episode_seeds(seeds.COLLECTING, options.episodes, options.first)
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(chosen), _TOGETHER):
+        some = chosen[start : start + _TOGETHER]
+        env = envs.make(env_id, len(some), **dynamics)
+        try:
+            parts.append(_play(env, some, _policy(options, loaded, env, some)))
+        finally:
+            env.close()
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    facts: dict[str, Any] = {
+        **{"offon": offon.__version__, "env": env_id, "env_version": env.spec.version, "dynamics": dynamics},
+        **{"policy": _described(options, loaded), "episodes": options.episodes, "first": options.first},
+        "mean_return": float(arrays["rewards"].sum(dtype=np.float64) / options.episodes),
+    }
+    return arrays, facts
+
+
+def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Write D4RL's layout in one piece; what made the data is the attribute `provenance`, as JSON."""
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, compression="gzip", compression_opts=4)
+        file.attrs["provenance"] = json.dumps(dict(facts), sort_keys=True)
+    write_bytes(path, buffer.getvalue())
+
+
+def _play(env: envs.BatchEnv, chosen: Sequence[int], act: Act) -> dict[str, np.ndarray]:
+    """One episode in every row of an environment."""
+    obs = env.reset(None, list(chosen))
+    alive = torch.ones(env.n, dtype=torch.bool)
+    steps: list[tuple[Tensor, ...]] = []
+    for t in range(env.spec.horizon):
+        action = act(obs, torch.full((env.n,), t))
+        result = env.step(action)
+        flags = result.terminated, result.truncated & ~result.terminated
+        steps.append((obs, action, result.reward, result.obs, *flags, result.cost, alive))
+        obs, alive = result.obs, alive & ~(result.terminated | result.truncated)
+        if not alive.any():
+            break
+    names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts", "costs")
+    *columns, played = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
+    found = {name: column[played].numpy() for name, column in zip(names, columns, strict=True)}
+    if not env.spec.has_cost:
+        del found["costs"]
+    return {name: array if array.dtype == bool else array.astype(np.float32) for name, array in found.items()}
+
+
+# ---- policies
+
+
+def _is_free(policy: str) -> bool:
+    return policy == "random" or policy.startswith("script:")
+
+
+def _policy(options: CollectOptions, loaded: LoadedRun | None, env: envs.BatchEnv, chosen: Sequence[int]) -> Act:
+    if loaded is not None:
+        replica = 0 if options.seed is None else loaded.replica_of(options.seed)
+        return _RunPolicy(loaded, replica, options.mode, env, chosen)
+    if env.spec.action != "box":
+        raise ValueError(f"{env.spec.id} takes no vectors in [-1, 1]; give a run that was trained in it")
+    draws = [np.random.default_rng([seed, 2]) for seed in chosen]  # 2: apart from the simulator's and recipes' streams
+    if options.policy == "random":
+        return lambda obs, t: _in_box(np.stack([rng.uniform(-1.0, 1.0, env.spec.act_dim) for rng in draws]), env)
+    script = _script(Path(options.policy.removeprefix("script:")))
+    return lambda obs, t: _in_box(
+        np.concatenate([np.asarray(script(row[None], rng)) for row, rng in zip(obs.numpy(), draws, strict=True)]), env
+    )
+
+
+class _RunPolicy:
+    """A replica of a run; all replicas act, since a method has one batch for them."""
+
+    def __init__(self, loaded: LoadedRun, replica: int, mode: str, env: envs.BatchEnv, chosen: Sequence[int]) -> None:
+        self._policy, self._replica, self._mode = loaded.policy, replica, mode
+        self._seeds = torch.tensor(list(chosen))
+        method = loaded.policy.method
+        if (env.spec.obs_dim, env.spec.act_dim) != (method.spec.obs_dim, method.spec.act_dim):
+            raise ValueError(
+                f"expected an environment with {method.spec.obs_dim} observed and {method.spec.act_dim} acted on, as "
+                f"the run was trained, got {env.spec.id} with {env.spec.obs_dim} and {env.spec.act_dim}"
+            )
+        self._x: Obs | None = None
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor, t: Tensor) -> Tensor:
+        method = self._policy.method
+        seen = obs.expand(method.replicas, *obs.shape)
+        if self._x is None:
+            self._x = first_obs(method, seen.clone())
+        x = self._x
+        x.obs, x.t = seen.clone(), t.expand(method.replicas, -1).clone()
+        noise = ActNoise(method.seeds, _PHASE, self._seeds, x.t)
+        action = self._policy.act(x, noise, self._mode)
+        x.action = action[self._replica].expand_as(action).clone()
+        return action[self._replica]
+
+
+def _script(path: Path) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give script:FILE.py with a function act(obs, rng)")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(act := getattr(module, "act", None)):
+        raise ValueError(f"{path}: expected a function act(obs, rng) that returns actions; there is none")
+    return act
+
+
+def _in_box(action: np.ndarray, env: envs.BatchEnv) -> Tensor:
+    if action.shape != (env.n, env.spec.act_dim) or not np.isfinite(action).all():
+        raise ValueError(
+            f"expected finite actions [1, {env.spec.act_dim}] for observations [1, {env.spec.obs_dim}], got "
+            f"{list(action.shape)} for {env.n} of them"
+        )
+    return torch.from_numpy(action.astype(np.float32)).clamp_(-1.0, 1.0)
+
+
+def _described(options: CollectOptions, loaded: LoadedRun | None) -> dict[str, Any]:
+    if loaded is None:
+        return {"kind": "random"} if options.policy == "random" else {"kind": "script", "file": options.policy}
+    return {
+        **{"kind": "run", "run_id": loaded.job.run_id, "algorithm": loaded.policy.method.name},
+        **{"update": loaded.update, "mode": options.mode},
+        "seed": loaded.seeds[0] if options.seed is None else options.seed,
+    }
+
+
+def _word(policy: str) -> str:
+    return Path(policy.removeprefix("script:")).stem
