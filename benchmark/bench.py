@@ -16,8 +16,15 @@ from offon.benchmark import device, provenance
 from offon.benchmark.bench_contest import BenchError, Contestant, hold
 
 SCHEMA_VERSION = 1
-WHAT = ("train", "evaluate", "online", "design")
-_UNITS = {"train": "seed-updates", "evaluate": "environment steps", "online": "seed-steps", "design": "decisions"}
+_UNITS = {
+    "train": "seed-updates",
+    "evaluate": "environment steps",
+    "online": "seed-steps",
+    "design": "decisions",
+    "data": "rows",
+}
+WHAT = tuple(_UNITS)
+_ON_CPU = ("design", "data")
 _SHOWN = {  # facts of a contestant, with their headings
     "original_ratio": "x original, elsewhere",
     "operations": "operations",
@@ -48,7 +55,7 @@ def main(
         units: updates (or steps, or episodes) per round; None: chosen so that a round takes a second or two.
     """
     device.preset_environment()
-    where = "cpu" if what == "design" else device.resolve(on)
+    where = "cpu" if what in _ON_CPU else device.resolve(on)
     document = measure(what, _contestants(what, peers, where), rounds, where, units)
     if as_json:
         print(json.dumps(document, indent=1, sort_keys=True))
@@ -58,7 +65,7 @@ def main(
 
 
 def _contestants(what: str, peers: Mapping[str, str], where: str) -> list[Contestant]:
-    from offon.benchmark import bench_design, bench_evaluate, bench_online, bench_train
+    from offon.benchmark import bench_data, bench_design, bench_evaluate, bench_online, bench_train
 
     if what == "train":
         return bench_train.contestants(peers, where)
@@ -66,8 +73,8 @@ def _contestants(what: str, peers: Mapping[str, str], where: str) -> list[Contes
         raise BenchError(f"expected a benchmark among {', '.join(WHAT)}, got {what!r}")
     if peers:
         raise BenchError(f"expected no --peer for `bench {what}`, which brings its own references; got {list(peers)}")
-    if what == "design":
-        return bench_design.contestants()
+    if what in _ON_CPU:
+        return (bench_design if what == "design" else bench_data).contestants()
     return (bench_evaluate if what == "evaluate" else bench_online).contestants(where)
 
 

@@ -168,10 +168,10 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("train", "evaluate", "online", "design"))
+    parser.add_argument("what", choices=("train", "evaluate", "online", "design", "data"))
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="e.g. d3rlpy=VENV/bin/python")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto); designs use the CPU")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; designs and data use the CPU")
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
 

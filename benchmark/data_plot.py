@@ -8,7 +8,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from offon.benchmark.plots import STYLE
 from offon.datasets.selection import episode_costs
@@ -49,7 +51,7 @@ def _lengths(axes: Axes, data: Transitions) -> None:
     lengths = data.episode_lengths().numpy()
     last = data.starts.numpy() + lengths - 1
     over = data.terminated.numpy()[last] > 0
-    edges = np.histogram_bin_edges(lengths, _BINS)
+    edges = np.histogram_bin_edges(lengths, _BINS).tolist()
     axes.hist(
         [lengths[over], lengths[~over]], bins=edges, stacked=True, color=["C1", "C0"], label=["terminated", "cut"]
     )
@@ -70,10 +72,10 @@ def _actions(axes: Axes, data: Transitions) -> None:
     shares = np.stack([np.histogram(np.clip(entry, -1.0, 1.0), edges)[0] / len(entry) for entry in actions.T], axis=1)
     sides = (-0.5, actions.shape[1] - 0.5, -1.0, 1.0)
     shown = np.ma.masked_equal(shares, 0.0)
-    image = axes.imshow(shown, origin="lower", aspect="auto", extent=sides, norm=mpl.colors.LogNorm(), cmap="viridis")
+    image = axes.imshow(shown, origin="lower", aspect="auto", extent=sides, norm=LogNorm(), cmap="viridis")
     axes.figure.colorbar(image, ax=axes, pad=0.01, label="share of rows", format="%g")
     axes.set(xlabel="entry of the action", ylabel="value")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _observations(axes: Axes, data: Transitions) -> None:
@@ -88,9 +90,9 @@ def _observations(axes: Axes, data: Transitions) -> None:
         axes.hist(flat[:, 0], bins=_BINS, color="C0")
         axes.set(xlabel="observation, standardised", ylabel="rows")
         return
-    counts, *edges = np.histogram2d(*flat.T, bins=80)
+    counts, across, up = np.histogram2d(flat[:, 0], flat[:, 1], bins=80)
     shown = np.ma.masked_equal(counts.T, 0)
-    image = axes.pcolormesh(*edges, shown, norm=mpl.colors.LogNorm(), cmap="viridis", rasterized=True)
+    image = axes.pcolormesh(across, up, shown, norm=LogNorm(), cmap="viridis", rasterized=True)
     axes.figure.colorbar(image, ax=axes, pad=0.01, label="rows", format="%g")
     share = values[order] / max(values.sum(), 1e-12)
     axes.set(xlabel=f"observations, 1st principal axis ({share[0]:.0%})", ylabel=f"2nd principal axis ({share[1]:.0%})")

@@ -63,9 +63,9 @@ def _episode(path: Path, name: str, group: Any, wanted: list[str] | None, costs:
         raise DataError(f"{where}: actions are a dictionary; only vectors are supported")
     short = [len(leaf) for leaf in chosen if len(leaf) != rows + _SUCCESSOR_ROWS]
     if short or len(action[""]) != rows or rows == 0:
-        found = f"{[len(leaf) for leaf in chosen]} observations, {len(action[''])} actions, {rows} rewards"
+        there = f"{[len(leaf) for leaf in chosen]} observations, {len(action[''])} actions, {rows} rewards"
         raise DataError(
-            f"{where}: expected one observation more than actions and rewards, found {found}; use a newer version"
+            f"{where}: expected one observation more than actions and rewards, found {there}; use a newer version"
         )
     obs = np.concatenate(chosen, axis=1)
     terminated, truncated = (np.array(group[key], dtype=np.float32) for key in ("terminations", "truncations"))

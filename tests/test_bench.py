@@ -10,9 +10,19 @@ import pytest
 import torch
 
 from offon import envs
-from offon.benchmark import bench, bench_contest, bench_design, bench_evaluate, bench_online, bench_peers, bench_train
+from offon.benchmark import (
+    bench,
+    bench_contest,
+    bench_data,
+    bench_design,
+    bench_evaluate,
+    bench_online,
+    bench_peers,
+    bench_train,
+)
 from offon.benchmark.bench_contest import BenchError, Contestant, hold
 from offon.benchmark.bench_reference import single_env
+from offon.datasets.load import load
 
 # A contestant whose units take as many milliseconds as its job says; "print" goes where it cannot disturb.
 SLEEPER = """
@@ -209,7 +219,7 @@ def test_a_peer_that_is_not_there_is_refused(peers, message):
 
 
 def test_a_benchmark_that_does_not_exist_and_a_peer_without_use_are_refused():
-    with pytest.raises(BenchError, match="expected a benchmark among train, evaluate, online, design, got 'sing'"):
+    with pytest.raises(BenchError, match="expected a benchmark among train, .*, design, data, got 'sing'"):
         bench.main("sing", {})
     with pytest.raises(BenchError, match="expected no --peer"):
         bench.main("evaluate", {"corl": "x"})
@@ -278,3 +288,21 @@ def test_the_loop_over_policies_decides_as_the_batched_search_does():
         assert method.step.tolist() == [later] * 3
         loop.step = later
         np.testing.assert_allclose(loop.plan(), method.plan[0].numpy(), atol=1e-9)
+
+
+def test_the_loop_over_rows_reads_what_we_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFON_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "data.hdf5"
+    bench_data.write(path, 3000)
+    looped, data = bench_data.loop(path, 3000), load(path, drop_timeout_rows=True)
+    assert len(looped["rewards"]) == data.size == 2997  # three time limits
+    assert np.array_equal(looped["observations"], data.obs.numpy())
+    assert np.array_equal(looped["next_observations"], data.next_obs.numpy())
+
+
+@pytest.mark.parametrize("how", ["loop", "h5py", "import", "packed"])
+def test_every_way_of_reading_works(monkeypatch, tmp_path, how):
+    monkeypatch.setenv("OFFON_CACHE", str(tmp_path))
+    facts, run = bench_data.reading({"how": how, "rows": 1500})
+    run(1)
+    assert facts["yield"] == 1500
