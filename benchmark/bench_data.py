@@ -71,8 +71,9 @@ def write(path: Path, rows: int) -> None:
 
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
-        for name, width in (("observations", 17), ("next_observations", 17), ("actions", 6)):
-            file[name] = rng.uniform(-1.0, 1.0, (rows, width)).astype(np.float32)
+        file["observations"] = obs = rng.uniform(-1.0, 1.0, (rows, 17)).astype(np.float32)
+        file["next_observations"] = np.roll(obs, -1, axis=0)
+        file["actions"] = rng.uniform(-1.0, 1.0, (rows, 6)).astype(np.float32)
         file["rewards"] = rng.standard_normal(rows).astype(np.float32)
         file["terminals"] = np.zeros(rows, bool)
         file["timeouts"] = np.arange(rows) % _EPISODE == _EPISODE - 1
