@@ -1,4 +1,4 @@
-"""The tables of a board beside the ranked one: what acting cost, what corrupted data did; each has its own CSV."""
+"""The tables of a board beside the ranked one, such as what corrupted data did; each has its own CSV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from offon.benchmark import robust, samples
+from offon.benchmark import hybrid_table, robust, samples
 from offon.benchmark.cells import MIN_SEEDS, Cell
 
 Row = dict[str, Any]
@@ -43,10 +43,15 @@ class FurtherTable:
 def further_tables(cells: Sequence[Cell], seed: int = 0, min_seeds: int = MIN_SEEDS) -> list[FurtherTable]:
     """Every table for which the records hold anything."""
     acting = samples.samples(cells, seed, min_seeds)
+    both = hybrid_table.hybrid(cells, seed, min_seeds)
     corrupted = robust.robust(cells, seed, min_seeds)
     tables = (
         FurtherTable(
             *("samples", "What acting cost", acting, samples.shown, samples.heading, samples.NARROW, samples.READING)
+        ),
+        FurtherTable(
+            *("hybrid", "Logged data and acting", both, hybrid_table.shown, hybrid_table.heading),
+            *(hybrid_table.NARROW, hybrid_table.READING),
         ),
         FurtherTable(
             *("robust", "What corrupted data did", corrupted, robust.shown, robust.heading),
@@ -56,4 +61,4 @@ def further_tables(cells: Sequence[Cell], seed: int = 0, min_seeds: int = MIN_SE
     return [table for table in tables if len(table.frame)]
 
 
-NAMES = ("samples", "robust")  # of all such tables
+NAMES = ("samples", "hybrid", "robust")  # of all such tables

@@ -14,6 +14,7 @@ import pandas as pd
 
 from offon.benchmark import statistics
 from offon.benchmark.cells import MIN_SEEDS, Cell
+from offon.benchmark.hybrid_table import acts_on_logged_data
 from offon.benchmark.progress_metrics import fine_tuning
 
 COLUMNS = (
@@ -49,7 +50,7 @@ def samples(cells: Iterable[Cell], seed: int = 0, min_seeds: int = MIN_SEEDS) ->
     rows = []
     for cell in cells:
         summaries = [cell.records[number].summary for number in cell.seeds]
-        if not summaries or not all(summaries):
+        if not summaries or not all(summaries) or acts_on_logged_data(cell):
             continue
         if "switch" in summaries[0]:
             facts = _switch(cell, summaries, seed)
