@@ -274,7 +274,10 @@ class H2O(Hybrid):
         real, simulated = batch["real"], batch["simulated"]
         rows, count = torch.cat((real.rows, simulated.rows), 1), real.rows.shape[1]
         data = Batch(rows, real.layout)
-        weight, gap = self._weights(simulated, noise)
+        normal = noise.normal("near", self.config.n_samples, simulated.rows.shape[1], self.spec.obs_dim)
+        weight, gap = self.weights(simulated.obs_action, simulated.next_obs, normal)
+        weight = weight if self.config.weigh_errors else torch.ones_like(weight)
+        gap = gap if self.config.weigh_penalty else torch.ones_like(gap)
         target = self._target(data, noise, data.reward)
         q = self.critic(data.obs_action).squeeze(-1)
         one = torch.ones_like(target[:, :count])
@@ -293,19 +296,21 @@ class H2O(Hybrid):
         }
 
     @torch.no_grad()
-    def _weights(self, simulated: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Importance of simulated rows and their dynamics gap, KL(P_sim || P_real), [R, B] each."""
-        pair, following, many = simulated.obs_action, simulated.next_obs, self.config.n_samples
-        rows = pair.shape[1]
-        normal = noise.normal("near", many, rows, self.spec.obs_dim)
+    def weights(self, pair: Tensor, following: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """Importance of transitions and their dynamics gap, KL(P_sim || P_real), [R, B] each.
+
+        Args:
+            pair: observations and actions side by side, [R, B, O + A].
+            following: the observations after them, [R, B, O].
+            normal: standard normals [R, n_samples, B, O], which place the states that the gap is a mean over.
+        """
+        many, rows = normal.shape[1], pair.shape[1]
         near = following[:, None] + self.config.sample_deviation * self.deviation * normal
         every = torch.cat((following[:, None], near), 1).flatten(1, 2)
         pairs = pair[:, None].expand(-1, many + 1, -1, -1).flatten(1, 2)
         log_ratio = self.discriminators.log_ratio(pairs, every).view(-1, many + 1, rows)
         weight = importance(log_ratio[:, 0])
-        gap = (-log_ratio[:, 1:]).mean(1)
-        weight = weight if self.config.weigh_errors else torch.ones_like(weight)
-        return weight, gap if self.config.weigh_penalty else torch.ones_like(gap)
+        return weight, (-log_ratio[:, 1:]).mean(1)
 
 
 @register("darc", protocols=("hybrid",))

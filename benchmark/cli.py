@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", type=int, help="episodes per seed (default the task's own number)")
     evaluate.add_argument("--json", action="store_true", help="machine-readable, with every return")
     _add_render(command("render", _render, "draw one episode of a run's last checkpoint"))
+    gap = command("gap", _gap, "show whether H2O's weights find what the simulator of a run gets wrong")
+    gap.add_argument("run", help="run folder or id")
+    gap.add_argument("--out", type=Path, default=Path("runs"), help="results folder of an id (default runs)")
+    gap.add_argument("--episodes", type=int, default=10, help="played by each replica (default 10)")
+    gap.add_argument("--plot", type=Path, help="PNG to write (default gap-RUN.png here)")
+    gap.add_argument("--json", action="store_true", help="machine-readable")
     board = command("leaderboard", _leaderboard, "write table, plots and page from records")
     board.add_argument("results", type=Path, help="results folder (out=…)")
     board.add_argument("--out", type=Path, default=Path("board"), help="folder to write (default board)")
@@ -226,6 +232,13 @@ def _render(arguments: argparse.Namespace) -> int:
 
     known = vars(arguments)
     return render.render_run(*(known[name] for name in ("run", "out", "seed", "episode", "plot", "animate")))
+
+
+def _gap(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import gap_weights
+
+    known = vars(arguments)
+    return gap_weights.show(*(known[name] for name in ("run", "out", "episodes", "plot", "json")))
 
 
 def _env_list(arguments: argparse.Namespace) -> int:
