@@ -14,6 +14,8 @@ import numpy as np
 from offon.benchmark.names import setting, suffixes, suite_setting, variant
 from offon.benchmark.records import Broken, Record, Scan
 from offon.benchmark.statistics import normalized_score
+from offon.benchmark.tasks import suite_of
+from offon.datasets.changes import other_data
 from offon.datasets.corruption import corruption_of
 
 MIN_SEEDS = 5  # to be ranked; a published table asks for PUBLISHED_SEEDS
@@ -63,6 +65,12 @@ class Cell:
     def corruption(self) -> dict[str, Any]:
         """What was done to its logged data, see `datasets.corruption`; empty for clean ones."""
         return corruption_of((self.identity.get("data") or {}).get("transforms") or ())
+
+    @property
+    def has_published_data(self) -> bool:
+        """Whether its logged data are a benchmark's, unchanged: known by their hash, or by name where none is known."""
+        changed = self.corruption or other_data((self.identity.get("data") or {}).get("transforms") or ())
+        return self.report.get("data_status") in ("published", "unverified") and not changed
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -201,7 +209,7 @@ def name_cells(cells: Iterable[Cell]) -> None:
         rules = [setting(cell.identity) for cell in same_task]
         for cell, suffix in zip(same_task, suffixes(rules, most=None), strict=True):
             cell.task = str(cell.identity["task"]["name"]) + suffix
-    for name, same_suite in _grouped(cells, lambda cell: str(cell.identity["task"]["name"]).split("/")[0]).items():
+    for name, same_suite in _grouped(cells, lambda cell: suite_of(str(cell.identity["task"]["name"]))).items():
         rules = [suite_setting(cell.identity) for cell in same_suite]
         for cell, suffix in zip(same_suite, suffixes(rules), strict=True):
             cell.suite = name + suffix

@@ -242,7 +242,7 @@ def _published(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     tasks = {
         cell.task: str(cell.identity["task"]["name"])
         for cell in cells
-        if cell.report.get("data_status") == "published" and cell.score_kind == "score" and not cell.corruption
+        if cell.has_published_data and cell.score_kind == "score"
     }
     found = []
     for shown, name in tasks.items():

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from offon.datasets.changes import other_data
 from offon.datasets.corruption import corruption_of, describe, is_noted
 
 COMPARED_AS = {"on_policy_hybrid": "hybrid"}  # protocols that spend the same: logged data and environment steps
@@ -19,12 +20,14 @@ def setting(identity: Mapping[str, Any]) -> dict[str, str]:
     task = {"version": identity["task"].get("version")} | own  # only own tasks carry their references
     # generated data are named by what was asked for; a hash would say the same and tell nobody anything
     known = {key: data.get(key) for key in ("name", "sha256")} if "options" not in data else data["options"]
-    corruption = describe(corruption_of(data.get("transforms") or ()))
+    transforms = data.get("transforms") or ()
+    corruption = describe(corruption_of(transforms))
     where = {
         "env": identity.get("env"),
         "data": known,
         "simulator": identity.get("simulator") or {},
         "corruption": corruption,
+        "changes": other_data(transforms),
     }
     return _flat(task | where) | suite_setting(identity)
 

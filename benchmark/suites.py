@@ -9,7 +9,7 @@ import numpy as np
 
 from offon.benchmark.cells import MIN_SEEDS, Cell
 from offon.benchmark.generated import is_generated
-from offon.benchmark.tasks import load_tasks
+from offon.benchmark.tasks import load_tasks, suite_of
 from offon.datasets.catalogue import DATASETS
 
 
@@ -47,7 +47,7 @@ class Contestant:
         """How many tasks have a result of this algorithm, as in "1 of 2 tasks with a simulator"."""
         named = dict(zip(self.tasks, self.task_names, strict=True))
         covered = {named[task] for task, cell in self.cells.items() if cell.records}
-        known = "with a simulator" if _simulated(_suite(self.task_names[0])) else "on this board"
+        known = "with a simulator" if _simulated(suite_of(self.task_names[0])) else "on this board"
         return f"{len(covered)} of {len(self.needed)} tasks {known}"
 
     @property
@@ -100,7 +100,7 @@ def contestants(cells: Iterable[Cell]) -> list[Contestant]:
     found = []
     for suite, members in sorted(suites.items()):
         shown = {cell.task: _task_name(cell) for cell in sorted(members, key=lambda cell: cell.task)}
-        needed = tuple(sorted({*shown.values(), *_simulated(_suite(_task_name(members[0])))}))
+        needed = tuple(sorted({*shown.values(), *_simulated(suite_of(_task_name(members[0])))}))
         pooled = len(set(shown.values())) > 1
         for group in [tuple(shown)] if pooled else [(task,) for task in shown]:
             names = tuple(shown[task] for task in group)
@@ -116,16 +116,12 @@ def _task_name(cell: Cell) -> str:
     return str(cell.identity["task"]["name"])
 
 
-def _suite(task_name: str) -> str:
-    return task_name.split("/")[0]
-
-
 def _simulated(suite: str) -> set[str]:
     """Named tasks of a suite on which a score is possible; empty for one that is not in the list of tasks."""
     return {
         task.name
         for task in load_tasks().values()
-        if _suite(task.name) == suite and task.env is not None and not _is_stale_data(task.dataset)
+        if suite_of(task.name) == suite and task.env is not None and not _is_stale_data(task.dataset)
     }
 
 

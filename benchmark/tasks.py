@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -12,6 +13,12 @@ from typing import Any
 
 FINAL_EPISODES = 100
 OWN = "own/"  # what the names of tasks around files of the user's own begin with
+
+
+_GROUPS = {  # what is averaged over, where it is not all tasks of a benchmark
+    r"d4rl/(hopper|halfcheetah|walker2d)-medium(-replay|-expert)?-v2": "d4rl/locomotion-v2",
+    r"d4rl/(door|hammer|pen|relocate)-(human|cloned|expert)-v1": "d4rl/adroit-v1",
+}
 
 
 class TaskError(ValueError):
@@ -42,6 +49,14 @@ class Task:
         if self.name.startswith(OWN) and self.score_min is not None:
             found |= {"score_min": self.score_min, "score_max": self.score_max}
         return found
+
+
+def suite_of(name: str) -> str:
+    """What the scores of a task are averaged with: its benchmark, one of D4RL's usual groups, or nothing but itself."""
+    for pattern, group in _GROUPS.items():
+        if re.fullmatch(pattern, name):
+            return group
+    return name if name.startswith("d4rl/") else name.partition("/")[0]
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,6 +16,10 @@ from offon.datasets.readers import KEYS
 from offon.datasets.transitions import Transitions
 
 _RULES = ("drop_open_tail", "drop_timeout_rows")  # of reading
+_OTHER_DATA = (  # what entries of DataIdentity.transforms begin with that leave other data than the benchmark's
+    *("density=", "outliers=", "inpaint=", "epsilon=", "obs_noise=", "fraction=", "top=", "held_out="),
+    "without_held_out=",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class Changes:
         if min(self.density_max, self.density_min, self.density_cost_bins - 1, self.density_reward_bins - 1) < 0:
             raise DataError("expected data.density_max and _min of 0 or more and bins of at least 1")
         _windows(self.inpaint)
+
+
+def other_data(transforms: Sequence[str]) -> str:
+    """Return the changes among the transforms of an identity that leave other data than the benchmark's."""
+    return "; ".join(text for text in transforms if text.startswith(_OTHER_DATA))
 
 
 def changes_of(given: Mapping[str, Any]) -> Changes:

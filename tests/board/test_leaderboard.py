@@ -14,7 +14,10 @@ from offon.benchmark.leaderboard import build_table, write_board
 from offon.benchmark.page import page
 from offon.benchmark.published import published_rows
 from offon.benchmark.records import Record, Scan
+from offon.benchmark.records import scan as scan_records
 from offon.benchmark.tasks import get_task
+
+from .conftest import add
 
 SPECIFIED = (
     "task,algorithm,config_id,seeds,episodes,iqm,ci_low,ci_high,mean,std,median,oracle_best,behaviour_score,"
@@ -391,6 +394,26 @@ def test_the_published_table_is_whole():
         assert len({row.algorithm for row in rows}) == 10
         assert [row for row in rows if row.algorithm == "data"][0].score_std is None
     assert published_rows("DMSD") == []
+    assert len(published_rows("d4rl/hopper-medium-v2")) == 10
+
+
+def test_a_share_of_the_data_makes_a_table_of_its_own_without_published_rows(tmp_path):
+    for seed in range(5):
+        add(tmp_path / "runs", seed, 70.0, label="iql")
+        add(tmp_path / "runs", seed, 60.0, label="iql", transforms=("fraction=0.1,seed=0", "normalize_obs"))
+    table = table_of(scan_records(tmp_path / "runs"))
+    whole, part = sorted(set(table.query("kind == 'task'")["task"]))
+    assert "changes=fraction=0.1,seed=0" in part and set(table.query("kind == 'task'")["rank"]) == {1}
+    assert set(table.query("kind == 'published'")["task"]) == {whole}
+
+
+def test_d4rl_is_averaged_in_its_usual_groups(tmp_path):
+    for task in ("hopper-medium-v2", "walker2d-medium-v2", "hopper-random-v2"):
+        for seed in range(5):
+            add(tmp_path / "runs", seed, 70.0, label="iql", task=f"d4rl/{task}", env="mujoco/Hopper-v4")
+    table = table_of(scan_records(tmp_path / "runs"))
+    (row,) = table.query("kind == 'suite'").to_dict("records")
+    assert row["task"] == "d4rl/locomotion-v2" and "incomplete" in row["status"]
 
 
 def test_records_of_one_task_with_different_reference_pairs_are_refused(write, found):

@@ -4,7 +4,7 @@ import pytest
 
 from offon import envs
 from offon.benchmark.generated import is_generated
-from offon.benchmark.tasks import TaskError, get_task, load_tasks, own_task
+from offon.benchmark.tasks import TaskError, get_task, load_tasks, own_task, suite_of
 from offon.datasets.catalogue import DATASETS
 
 
@@ -49,3 +49,27 @@ def test_the_reference_pair_of_ones_own_data_is_part_of_its_identity():
     named = {"name": "own/log", "version": 1}
     assert own_task("log.npz", None, None, None, None).identity() == named
     assert own_task("log.npz", None, None, 0.0, 2.0).identity() == named | {"score_min": 0.0, "score_max": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "least", "most"),
+    [
+        ("hopper-medium-v2", "mujoco/Hopper-v4", -20.272305, 3234.3),
+        ("halfcheetah-medium-expert-v2", "mujoco/HalfCheetah-v4", -280.178953, 12135.0),
+        ("pen-cloned-v1", "robotics/pen", 96.262799, 3076.83),
+        ("antmaze-umaze-v2", None, 0.0, 1.0),
+    ],
+)
+def test_tasks_of_d4rl_have_its_reference_scores(name, env, least, most):
+    task = get_task(f"d4rl/{name}")
+    assert (task.env, task.dataset) == (env, f"d4rl/{name}")
+    assert (task.score_min, task.score_max) == (pytest.approx(least, abs=1e-3), pytest.approx(most, abs=1e-1))
+
+
+def test_suites_are_what_is_usually_averaged():
+    members = {}
+    for name in load_tasks():
+        members.setdefault(suite_of(name), []).append(name)
+    assert len(members["d4rl/locomotion-v2"]) == 9 and len(members["d4rl/adroit-v1"]) == 12
+    assert members["d4rl/hopper-random-v2"] == ["d4rl/hopper-random-v2"]
+    assert len(members["dsrl"]) == 38 and "own" not in members
