@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from offon.benchmark.synthetic import random_transitions
 from offon.datasets.corruption import (
     ELEMENTS,
     Corruption,
@@ -285,3 +287,30 @@ def test_the_identity_says_what_was_done():
     plain = corrupt(MANY, Corruption("mixed"), RISING).identity.transforms
     assert "rising" not in json.dumps(plain)  # a random attack has no victim, though one is at hand
     assert corruption_of(plain)["attack"] == "mixed"
+
+
+@pytest.mark.parametrize("attack", ["obs", "action", "dynamics"])
+def test_an_attack_raises_the_loss_of_the_attacked_values_more_than_chance_of_the_same_size(attack):
+    """Rewards are such that the attacked function has no temporal-difference error on the clean rows."""
+    data, generator = random_transitions(), torch.Generator().manual_seed(0)
+    by_obs = torch.randn(data.obs_dim, 8, generator=generator)
+    by_action = torch.randn(data.act_dim, 8, generator=generator)
+    gains = torch.randn(data.obs_dim, data.act_dim, generator=generator)
+
+    def value(obs, action):
+        return torch.tanh(0.5 * (obs @ by_obs + action @ by_action)).sum(-1)
+
+    def error(each):
+        following = value(each.next_obs, torch.tanh(each.next_obs @ gains))
+        return value(each.obs, each.action) - each.reward - 0.99 * (1.0 - each.terminated) * following
+
+    data = replace(data, reward=torch.zeros(data.size))
+    data = replace(data, reward=error(data))
+    victim = Victim(value, lambda obs, normal: torch.tanh(obs @ gains))
+    attacked = corrupt(data, Corruption(attack, "adversarial", rate=1.0), victim)
+    column = ELEMENTS[attack]
+    change = getattr(attacked, column) - getattr(data, column)
+    sign = torch.randint(0, 2, change.shape, generator=generator) * 2.0 - 1.0
+    chance = replace(data, **{column: getattr(data, column) + sign * change})
+    assert error(data).square().mean() < 1e-10
+    assert error(attacked).square().mean() > 1.5 * error(chance).square().mean() > 0.1

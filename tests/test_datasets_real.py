@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,3 +119,20 @@ def test_a_real_file_cut_short_is_a_data_error(tmp_path):
             path.write_bytes(content[: int(len(content) * part)])
             with pytest.raises(DataError, match="cut: "):
                 load(path)
+
+
+def test_a_flipped_byte_a_dropped_row_and_swapped_episodes_are_caught(tmp_path):
+    path = at_hand("neorl2/SafetyHalfCheetah")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.npz").write_bytes(content)
+    with np.load(path, allow_pickle=False) as file:
+        columns = {key: file[key] for key in file.files}
+    np.savez(tmp_path / "dropped.npz", **{key: column[1:] for key, column in columns.items()})
+    order = np.r_[1000:2000, :1000, 2000 : len(columns["reward"])]
+    np.savez(tmp_path / "swapped.npz", **{key: column[order] for key, column in columns.items()})
+    for name in ("flipped", "dropped", "swapped"):
+        report = verify("neorl2/SafetyHalfCheetah", file=tmp_path / f"{name}.npz")
+        assert "sha256" in [row.check for row in report.rows if not row.ok]
+    dropped = verify("neorl2/SafetyHalfCheetah", file=tmp_path / "dropped.npz")
+    assert {"rows", "mean_return"} <= {row.check for row in dropped.rows if not row.ok}
