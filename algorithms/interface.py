@@ -31,7 +31,7 @@ class Spec:
     act_dim: int
     horizon: int | None = None  # longest episode in steps; None: unknown
     action: str = "box"  # box; real: any vector, nothing is clipped; index: the number of an action, see Design
-    cost_limit: float | None = None
+    cost_limit: float | None = None  # undiscounted cost per episode; only where the method says that it uses it
     updates: Mapping[str, int] = field(default_factory=dict)  # gradient updates of each phase
     stats: Mapping[str, Tensor] = field(default_factory=dict)  # obs_mean, obs_std [O], return_min, return_max
     features: Features | None = None  # of a finite linear MDP
@@ -144,6 +144,7 @@ class Method(torch.nn.Module):
     SWEEPABLE: ClassVar[tuple[str, ...]] = ()  # config fields read through `hp` alone: they may differ between replicas
     capturable: bool = True  # False: update has host control flow and is never captured in a CUDA graph
     max_replicas: ClassVar[int | None] = None
+    uses_cost_limit: ClassVar[bool] = False  # what it learns depends on Spec.cost_limit, which it then always gets
     dtype: ClassVar[torch.dtype] = torch.float32
     # set by `register`
     name: ClassVar[str]

@@ -106,10 +106,11 @@ def print_table(
     for each in further:
         for name, rows in each.sections:
             shown = [each.shown(row) for row in rows]
+            styles = ["dim" if each.dimmed(row) else None for row in rows]
             headings = _filled([text for text in shown[0] if console.width >= 110 or text in each.narrow], shown)
             drawn = _terminal_table(name, headings)
-            for texts in shown:
-                drawn.add_row(*(Text(texts[heading]) for heading in headings))
+            for texts, style in zip(shown, styles, strict=True):
+                drawn.add_row(*(Text(texts[heading]) for heading in headings), style=style)
             console.print(drawn)
 
 

@@ -105,18 +105,21 @@ def load_data(
         original = lock_transitions(member, env_options, data_options(data["dataset"], data["options"]))
     else:
         original = load(data["dataset"], **data["options"])
-    return prepared(corrupted(original, data.get("corruption") or {}, device), config)
+    return prepared(corrupted(original, data.get("corruption") or {}, device), config, data.get("cost_limit"))
 
 
-def prepared(original: Transitions, config: Any) -> Loaded:
+def prepared(original: Transitions, config: Any, cost_limit: float | None = None) -> Loaded:
     """The data as a method's configuration asks for them.
 
     Beside what every configuration has, one may state `best_share` (with `best_discount` and `best_of`), the episodes
-    that are kept, and `normalize_over`, where the statistics of observations come from.
+    that are kept, `safe_episodes`, that only those within the cost limit are, and `normalize_over`, where the
+    statistics of observations come from.
     """
     over = getattr(config, "normalize_over", "obs")
     share = getattr(config, "best_share", None)
     kept = original if share is None else transforms.keep_best(original, share, config.best_discount, config.best_of)
+    if cost_limit is not None and getattr(config, "safe_episodes", False):
+        kept = transforms.keep_safe(kept, cost_limit)
     train = transforms.transform_reward(kept, config.reward)
     if config.normalize_obs:
         train = transforms.normalize_obs(train, over)
@@ -255,6 +258,7 @@ def build_method(job: Job, data: Loaded | Finite) -> Method:
         act_dim=1 if isinstance(data, Finite) else data.train.act_dim,
         horizon=job.task["horizon"],
         action="box" if env_id is None else envs.env_spec(env_id, **job.settings["env_options"]).action,
+        cost_limit=job.data.get("cost_limit"),
         updates=_updates(job.settings),
         stats={} if isinstance(data, Finite) else data.train.stats(),
         features=data.features() if isinstance(data, Finite) else None,

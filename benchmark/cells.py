@@ -41,6 +41,7 @@ class Cell:
     task: str = ""  # as shown, like the suite and the name of the algorithm: see `name_cells`
     suite: str = ""
     name: str = ""
+    line: str = ""  # the name without the cost limit that it learned for
 
     @property
     def seeds(self) -> list[int]:
@@ -60,6 +61,11 @@ class Cell:
         if not self.report:
             return "unknown"
         return "raw" if self.report.get("score_min") is None or self.report.get("score_max") is None else "score"
+
+    @property
+    def cost_limit(self) -> float | None:
+        """The limit that it learned for; None for a method that knows none."""
+        return self.identity.get("cost_limit")
 
     @cached_property
     def corruption(self) -> dict[str, Any]:
@@ -215,12 +221,18 @@ def name_cells(cells: Iterable[Cell]) -> None:
             cell.suite = name + suffix
     for label, same_label in _grouped(cells, lambda cell: cell.label).items():
         variants, tasks = [variant(cell.identity) for cell in same_label], [cell.task for cell in same_label]
-        for cell, suffix in zip(same_label, suffixes(variants, within=tasks), strict=True):
+        lines = [{key: value for key, value in each.items() if key != "cost_limit"} for each in variants]
+        named = (suffixes(facts, within=tasks) for facts in (variants, lines))
+        for cell, suffix, of_line in zip(same_label, *named, strict=True):
             origin = (cell.identity.get("method") or {}).get("origin")
-            cell.name = label + (f" ({origin})" if origin else "") + suffix
+            plain = label + (f" ({origin})" if origin else "")
+            cell.name, cell.line = plain + suffix, plain + of_line
     for twins in _grouped(cells, lambda cell: (cell.task, cell.name)).values():
         for cell in twins if len(twins) > 1 else []:  # too much differs to be spelled out in a name
             cell.name += f" [{cell.cell_id[:8]}]"
+    for twins in _grouped(cells, lambda cell: (cell.task, cell.line, cell.cost_limit)).values():
+        for cell in twins if len(twins) > 1 else []:
+            cell.line = cell.name
 
 
 def _add_record(cell: Cell, record: Record) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from offon.benchmark import hybrid_table, robust, samples
+from offon.benchmark import hybrid_table, robust, safe, samples
 from offon.benchmark.cells import MIN_SEEDS, Cell
 
 Row = dict[str, Any]
@@ -25,6 +25,7 @@ class FurtherTable:
     heading: Callable[[Row], str]  # of the section that a row stands in
     narrow: Sequence[str]  # headings that fit 80 columns
     reading: str
+    dimmed: Callable[[Row], bool] = lambda row: False  # whether a row is shown in grey
 
     @property
     def rows(self) -> list[Row]:
@@ -45,6 +46,7 @@ def further_tables(cells: Sequence[Cell], seed: int = 0, min_seeds: int = MIN_SE
     acting = samples.samples(cells, seed, min_seeds)
     both = hybrid_table.hybrid(cells, seed, min_seeds)
     corrupted = robust.robust(cells, seed, min_seeds)
+    limited = safe.safe(cells, seed, min_seeds)
     tables = (
         FurtherTable(
             *("samples", "What acting cost", acting, samples.shown, samples.heading, samples.NARROW, samples.READING)
@@ -57,8 +59,12 @@ def further_tables(cells: Sequence[Cell], seed: int = 0, min_seeds: int = MIN_SE
             *("robust", "What corrupted data did", corrupted, robust.shown, robust.heading),
             *(robust.NARROW, robust.READING),
         ),
+        FurtherTable(
+            *("safe", "Reward under a cost limit", limited, safe.shown, safe.heading),
+            *(safe.NARROW, safe.READING, safe.dimmed),
+        ),
     )
     return [table for table in tables if len(table.frame)]
 
 
-NAMES = ("samples", "hybrid", "robust")  # of all such tables
+NAMES = ("samples", "hybrid", "robust", "safe")  # of all such tables

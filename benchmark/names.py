@@ -54,7 +54,8 @@ def variant(identity: Mapping[str, Any]) -> dict[str, str]:
         "evaluation": {key: evaluation.get(key) for key in ("every", "episodes")},
         "transforms": [each for each in (identity.get("data") or {}).get("transforms") or () if not is_noted(each)],
     }
-    return _flat(identity.get("config") or {}) | _flat(protocol) | _flat(rest)
+    limit = {"cost_limit": identity["cost_limit"]} if "cost_limit" in identity else {}
+    return _flat(limit) | _flat(identity.get("config") or {}) | _flat(protocol) | _flat(rest)
 
 
 def suffixes(

@@ -24,6 +24,7 @@ class RunOptions:
     horizon: int | None = None  # longest episode, where the environment states none
     score_min: float | None = None  # return that counts as 0, for your own file; without it raw returns are shown
     score_max: float | None = None  # return that counts as 100, for your own file
+    cost_limit: float | None = None  # cost per episode that methods which use one learn for; null: the task's least
     clip_actions: bool = False  # clip logged actions that lie outside [-1, 1] instead of refusing the file
     seeds: Any = 10  # how many (0, 1, 2, …), or a list such as [3,4]
     updates: int = 100_000  # gradient updates per seed, of protocols that begin with logged data alone

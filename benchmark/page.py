@@ -97,7 +97,7 @@ def rows_of_page(text: str) -> list[dict[str, str]]:
 
 def further_rows(table: FurtherTable) -> list[str]:
     """Every row of a further table as the page has it, in the order of the table."""
-    return [_further_row(row, table.shown(row)) for row in table.rows]
+    return [_further_row(table, row) for row in table.rows]
 
 
 def _further(table: FurtherTable) -> str:
@@ -105,15 +105,16 @@ def _further(table: FurtherTable) -> str:
     parts = []
     for name, rows in table.sections:
         heads = "".join(f"<th>{escape(heading)}</th>" for heading in table.shown(rows[0]))
-        body = "\n".join(_further_row(row, table.shown(row)) for row in rows)
+        body = "\n".join(_further_row(table, row) for row in rows)
         drawn = f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table>"
         parts.append(f'<h3>{escape(name)}</h3><div class="scroll">{drawn}</div>')
     return f"<h2>{escape(table.title)}</h2>{''.join(parts)}"
 
 
-def _further_row(row: dict[str, Any], shown: dict[str, str]) -> str:
-    tds = "".join(f"<td>{escape(text)}</td>" for text in shown.values())
-    return f'<tr data-cell="{escape(row["config_id"])}">{tds}</tr>'
+def _further_row(table: FurtherTable, row: dict[str, Any]) -> str:
+    tds = "".join(f"<td>{escape(text)}</td>" for text in table.shown(row).values())
+    grey = ' class="unranked"' if table.dimmed(row) else ""
+    return f'<tr data-cell="{escape(row["config_id"])}"{grey}>{tds}</tr>'
 
 
 class _RowReader(HTMLParser):

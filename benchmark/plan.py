@@ -24,6 +24,7 @@ from offon.benchmark.runs import Job, Replica, list_runs
 from offon.benchmark.tasks import Task, get_task, own_task
 from offon.datasets.catalogue import DATASETS
 from offon.datasets.changes import logged_options
+from offon.datasets.transforms import episode_costs
 
 
 @dataclass
@@ -139,7 +140,8 @@ def _task(options: RunOptions) -> Task:
         dataset = options.dataset
         if dataset not in DATASETS:
             dataset = str(Path(dataset).expanduser().resolve())  # a resume may start from another folder
-        return own_task(dataset, options.env or None, options.horizon, options.score_min, options.score_max)
+        references = (options.score_min, options.score_max, options.cost_limit)
+        return own_task(dataset, options.env or None, options.horizon, *references)
     own_only = ("env", "horizon", "score_min", "score_max")
     given = [name for name in own_only if getattr(options, name) != getattr(RunOptions, name)]
     if given:
@@ -161,7 +163,11 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
     data: dict[str, Any] = {"dataset": task.dataset, "options": _data_options(task, options)}
     if options.corruption:
         data["corruption"] = asdict(corruption_of_options(options.corruption))
+    if composed.method.uses_cost_limit:
+        data["cost_limit"] = _cost_limit(task, options, composed.label)
     loaded = load_data(data, to_config(composed.method, composed.config), env_options, kind)
+    if composed.method.uses_cost_limit and isinstance(loaded, Loaded):
+        episode_costs(loaded.original)  # refuses data without costs, or with negative ones
     if spec is not None:
         if isinstance(loaded, Loaded):
             _check_shapes(task, spec, loaded.original)
@@ -183,6 +189,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
         "behaviour_return": loaded.behaviour_return,
         "data_status": loaded.identity.status,
         "horizon": task.horizon,
+        **_cost_report(task, options, loaded),
     }
     job = Job(
         out=out,
@@ -199,6 +206,29 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
         checkpoint_seconds=options.checkpoint_seconds,
     )
     return job, loaded
+
+
+def _cost_limit(task: Task, options: RunOptions, label: str) -> float:
+    """The limit that a method learns for."""
+    if options.cost_limit is not None:
+        return float(options.cost_limit)
+    if not task.cost_limits:
+        raise ConfigError(f"{label} learns for a cost limit and {task.name} has none: give cost_limit=NUMBER")
+    return task.cost_limits[0]
+
+
+def _cost_report(task: Task, options: RunOptions, loaded: Loaded | Finite) -> dict[str, Any]:
+    """What a record says of costs, where the logged data have any."""
+    logged = None if isinstance(loaded, Finite) else loaded.original
+    if logged is None or logged.cost is None:
+        if options.cost_limit is not None:
+            raise ConfigError(f"{task.name}: its data have no cost to be limited; leave cost_limit= out")
+        return {}
+    if bool((logged.cost < 0).any()):  # another kind of cost
+        return {}
+    costs = episode_costs(logged)
+    found = {"mean": float(costs.mean()), "least": float(costs.min())}
+    return {"cost_limits": list(task.all_limits), "logged_costs": found}
 
 
 def protocols_of(spec: envs.EnvSpec | None) -> tuple[str, ...]:
@@ -256,6 +286,8 @@ def _check_options(options: RunOptions) -> None:
     for name, least, published in ranges:
         if not least <= getattr(options, name) <= len(published):
             raise ConfigError(f"expected {name} of {least} to {len(published)}, got {getattr(options, name)}")
+    if options.cost_limit is not None and options.cost_limit < 0:
+        raise ConfigError(f"expected cost_limit of 0 or more, got {options.cost_limit}")
     for name in ("env_steps", "eval_every", "checkpoint_seconds", "workers", "replicas"):
         if getattr(options, name) < 0:
             raise ConfigError(f"expected {name} of 0 or more, got {getattr(options, name)}")
@@ -310,6 +342,8 @@ def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[
         "protocol": {"name": settings["protocol"], **_limit(PROTOCOLS[settings["protocol"]], settings)},
         **rules(composed.method, job.task["env"], settings),
     }
+    if "cost_limit" in job.data:
+        common["cost_limit"] = job.data["cost_limit"]
     for values in itertools.product(*composed.swept.values()):
         swept = dict(zip(composed.swept, values, strict=True))
         yield {**common, "config": {**composed.config, **swept}}, swept

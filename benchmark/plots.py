@@ -14,12 +14,12 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from offon.benchmark import figures, hybrid_figures, robust_figures, samples_figures
+from offon.benchmark import figures, hybrid_figures, robust_figures, safe_figures, samples_figures
 from offon.benchmark.cells import MIN_SEEDS, Cell
 from offon.benchmark.suites import Contestant
 
 SCORE_PLOTS = ("scores", "curves", "profiles", "improvement", "compute")
-PLOT_NAMES = (*SCORE_PLOTS, "success", "certificates", "coverage", "separation", "steps", "robust", "rates")
+PLOT_NAMES = (*SCORE_PLOTS, "success", "certificates", "coverage", "separation", "steps", "robust", "rates", "safe")
 TITLES = {
     "scores": "Scores",
     "curves": "Learning curves",
@@ -33,6 +33,7 @@ TITLES = {
     "steps": "Score against steps acted, beside logged data alone",
     "robust": "Scores under corruption",
     "rates": "Score against the share of attacked rows",
+    "safe": "Reward against cost",
 }
 CAPTIONS = {
     "scores": "Large: IQM of the last checkpoint with its 95 % interval; small: every seed; line: the policy that "
@@ -56,6 +57,8 @@ CAPTIONS = {
     "score of a method that had the logged data alone.",
     "robust": "IQM of the last checkpoint with its 95 % interval, for each element of the data that was attacked.",
     "rates": "IQM of the last checkpoint with its 95 % interval; 0 is clean data.",
+    "safe": "Large: mean over seeds with 95 % intervals both ways, and the limit it learned for; hollow: above that "
+    "limit (where it knows none, above the largest); small: every seed; cross: the logged data; dashed: cost limits.",
 }
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "offon",  # the ids inside an SVG are random without it
@@ -104,6 +107,7 @@ def draw_board(
         "steps": (hybrid_figures.groups(cells), hybrid_figures.steps),
         "robust": (robust_figures.grid_groups(cells), robust_figures.grid),
         "rates": (robust_figures.rate_groups(cells), robust_figures.rates),
+        "safe": (safe_figures.scatter_groups(cells), safe_figures.scatter),
     }
     with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
         return [

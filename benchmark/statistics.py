@@ -14,6 +14,7 @@ import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
+_NORMAL_QUANTILE = 1.959963984540054  # of LEVEL
 Statistic = Callable[[np.ndarray], np.ndarray]  # [..., runs, tasks] -> [...] or [..., points]
 
 
@@ -32,6 +33,29 @@ def normalized_score(returns: np.ndarray | float, score_min: float, score_max: f
             f"expected score_max > score_min, got min {score_min} and max {score_max}; mend the task's pair"
         )
     return 100.0 * (np.asarray(returns, dtype=np.float64) - score_min) / (score_max - score_min)
+
+
+def normalized_cost(costs: np.ndarray | float, limit: float) -> np.ndarray:
+    """Mean episode costs in units of a limit, 1 being just safe; DSRL adds one to both where the limit is zero."""
+    if limit < 0:
+        raise ValueError(f"expected a cost limit of 0 or more, got {limit}; mend the task's limits")
+    extra = 1.0 if limit == 0 else 0.0
+    return (np.asarray(costs, dtype=np.float64) + extra) / (limit + extra)
+
+
+def worst_mean(costs: np.ndarray, share: float = 0.1) -> np.ndarray:
+    """Conditional value at risk: the mean of the largest share of [..., episodes], one of them counted in part."""
+    falling = -np.sort(-np.asarray(costs, dtype=np.float64), axis=-1)
+    weight = np.clip(share * falling.shape[-1] - np.arange(falling.shape[-1]), 0.0, 1.0)
+    return (falling * weight).sum(axis=-1) / weight.sum()
+
+
+def share_interval(successes: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share; unlike a bootstrap it is not certain of what happened every time."""
+    share, scaled = successes / count, _NORMAL_QUANTILE**2 / count
+    middle = (share + scaled / 2.0) / (1.0 + scaled)
+    half = np.sqrt(scaled * (share * (1.0 - share) + scaled / 4.0)) / (1.0 + scaled)
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def mean(scores: np.ndarray) -> np.ndarray:

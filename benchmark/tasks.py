@@ -43,6 +43,20 @@ class Task:
     cost_max: float | None = None
     cost_limits: tuple[float, ...] = ()  # costs per episode up to which a policy is called safe, by the suite's rules
 
+    @property
+    def fisor_limit(self) -> float | None:
+        """The limit of FISOR's published table: 10 on Safety-Gymnasium, 5 on Bullet and MetaDrive; DSRL's tasks only.
+
+        That is half the least of the limits that DSRL itself reports.
+        """
+        return self.cost_limits[0] / 2.0 if self.name.startswith("dsrl/") else None
+
+    @property
+    def all_limits(self) -> tuple[float, ...]:
+        """Every limit at which policies are judged, rising."""
+        further = () if self.fisor_limit is None else (self.fisor_limit,)
+        return tuple(sorted({*self.cost_limits, *further}))
+
     def identity(self) -> dict[str, Any]:
         """The task's part of a cell; a file's name fixes no reference, so a task of one's own carries the pair."""
         found: dict[str, Any] = {"name": self.name, "version": self.version}
@@ -100,7 +114,12 @@ def get_task(name: str) -> Task:
 
 
 def own_task(
-    dataset: str, env: str | None, horizon: int | None, score_min: float | None, score_max: float | None
+    dataset: str,
+    env: str | None,
+    horizon: int | None,
+    score_min: float | None,
+    score_max: float | None,
+    cost_limit: float | None = None,
 ) -> Task:
     """A task around a file of the user's own.
 
@@ -110,6 +129,7 @@ def own_task(
         horizon: longest episode; None takes the environment's.
         score_min: return that counts as 0; None with score_max None shows raw returns.
         score_max: return that counts as 100.
+        cost_limit: cost of an episode up to which a policy is called safe.
 
     Raises:
         TaskError: unless both scores are given, the smaller one as score_min, or none.
@@ -129,4 +149,6 @@ def own_task(
     if env is not None and not has_suite(env):
         env = f"gymnasium/{env}"
     source = "given on the command line" if score_min is not None else "none: raw returns"
-    return Task(f"{OWN}{Path(dataset).stem}", 1, dataset, env, horizon, score_min, score_max, source)
+    limits = () if cost_limit is None else (cost_limit,)
+    name = f"{OWN}{Path(dataset).stem}"
+    return Task(name, 1, dataset, env, horizon, score_min, score_max, source, cost_limits=limits)

@@ -25,6 +25,7 @@ from offon.benchmark.watch import ContractError
 from offon.datasets.transitions import Transitions
 
 SEEDS = (0, 1, 2, 3)  # four replicas: a number that is no width, batch size or ensemble size of a tiny method
+COST_LIMIT = 5.0  # what the made-up episodes cost on average
 ODD = 2  # the replica that is disturbed
 OTHERS = [index for index in range(len(SEEDS)) if index != ODD]
 ONLINE = "online"  # stands for a preset: the second phase of offline_to_online, at the tiny setting
@@ -70,9 +71,12 @@ def start(
         return design_trial(method, config, seeds, ODD if odd else None)
     assert issubclass(method, Algorithm)
     phase = first_phase(method)
-    train = prepared(data or random_transitions(), config).train
+    train = prepared(data or random_transitions(), config, COST_LIMIT).train
     length = int(train.episode_lengths().max())
-    spec = Spec(train.obs_dim, train.act_dim, length, updates={phase: updates}, stats=train.stats())
+    limit = COST_LIMIT if method.uses_cost_limit else None
+    spec = Spec(
+        train.obs_dim, train.act_dim, length, cost_limit=limit, updates={phase: updates}, stats=train.stats()
+    )
     built = method(spec, config, seeds)
     built.prepare(train)
     built.to(device).begin(phase)
