@@ -1,18 +1,21 @@
-"""Collect logged data from our own simulators with scripted behaviour, and write it in NeoRL-2's layout.
+"""Collect logged data from our own simulators with scripted behaviour, and write it in NeoRL-2's layout (plus costs).
 
 A behaviour is a hand-written controller with imperfect gains, drawn once per episode, and noise on its actions. So
-episodes differ much in return, the mean is mediocre, and a method has something to improve upon. The two recipes below
-made the files in `datasets/bundled`; anyone can make them again.
+episodes differ much in return, the mean is mediocre, and a method has something to improve upon; where acting has a
+cost, some drawn controllers are careful and some reckless. The recipes below made the files in `datasets/bundled`;
+anyone can make them again.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from offon.envs import BatchEnv, EnvError, make
 from offon.envs.pipeline import DELAY, HISTORY
+from offon.envs.point_robot import GOAL, HAZARDS
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed date: equal arrays give equal bytes
 
@@ -40,6 +44,7 @@ class Recipe:
     env_id: str
     episodes: int
     seed: int
+    env_options: dict[str, Any] = field(default_factory=dict)
 
 
 def _push_masses(obs: Tensor, gain: dict[str, Tensor]) -> Tensor:
@@ -59,12 +64,50 @@ def _open_gate(obs: Tensor, gain: dict[str, Tensor]) -> Tensor:
     return (missing * gain["pull"])[:, None]
 
 
+def _steer(obs: Tensor, gain: dict[str, Tensor]) -> Tensor:
+    """Steer for the goal, past any hazard on the way at a distance (a small one leads through it), slower in turns.
+
+    A hazard is passed on the side to which the way to the goal leads, or where `ahead` is large the robot's heading.
+    """
+    x, y, speed, heading = obs[:, 0], obs[:, 1], obs[:, 2], torch.atan2(obs[:, 4], obs[:, 3])
+    aim = torch.atan2(GOAL[1] - y, GOAL[0] - x)
+    remaining = torch.hypot(GOAL[0] - x, GOAL[1] - y)
+    for hazard_x, hazard_y in HAZARDS * 2:  # past the second one may lie the first
+        away = torch.hypot(hazard_x - x, hazard_y - y)
+        bearing = torch.atan2(hazard_y - y, hazard_x - x)
+        width = torch.asin((gain["distance"] / away).clamp(max=1.0))
+        off, ahead = _angle(aim - bearing), _angle(heading - bearing)
+        left = torch.lerp(off, ahead, gain["ahead"]) >= 0
+        in_the_way = (away < remaining) & (off.abs() < width)
+        aim = torch.where(in_the_way, bearing + torch.where(left, width, -width), aim)
+    error = _angle(aim - heading)
+    wanted = gain["speed"] * error.cos().clamp(min=0.1) ** gain["brake"]
+    return torch.stack([(wanted - speed) * gain["push"], error * gain["turn"]], dim=1)
+
+
+def _angle(angle: Tensor) -> Tensor:
+    """The same angle in [-pi, pi)."""
+    return torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
+
+
 BEHAVIOURS: dict[str, Behaviour] = {
     "neorl2/DMSD": Behaviour(
         {"hold": (0.8, 1.1), "pull": (5.0, 120.0), "damp": (5.0, 50.0), "noise": (0.05, 0.3)}, _push_masses
     ),
     "neorl2/Pipeline": Behaviour(
         {"pull": (0.005, 0.1), "foresight": (0.25, 1.0), "offset": (-30.0, 30.0), "noise": (0.05, 0.5)}, _open_gate
+    ),
+    "fisor/PointRobot": Behaviour(
+        {
+            "distance": (0.4, 1.25),  # kept from the centre of a hazard, whose radius is 0.8
+            "ahead": (0.0, 1.0),
+            "speed": (0.8, 2.4),
+            "brake": (1.0, 4.0),
+            "push": (1.0, 4.0),
+            "turn": (2.0, 6.0),
+            "noise": (0.05, 0.4),
+        },
+        _steer,
     ),
 }
 RECIPES: dict[str, Recipe] = {
@@ -73,29 +116,37 @@ RECIPES: dict[str, Recipe] = {
         # the seeds lie apart from those of training and evaluation
         Recipe("dmsd-small", "neorl2/DMSD", episodes=100, seed=7_000_000),
         Recipe("pipeline-small", "neorl2/Pipeline", episodes=30, seed=8_000_000),
+        Recipe("point-robot-small", "fisor/PointRobot", episodes=180, seed=9_000_000, env_options={"start": "mixed"}),
     )
 }
 
 
-def collect(env_id: str, episodes: int, seed: int) -> dict[str, np.ndarray]:
-    """Run the scripted behaviour; rows in episode order, float32, as in NeoRL-2's files.
+def collect(
+    env_id: str, episodes: int, seed: int, env_options: dict[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """Run the scripted behaviour; rows in episode order, float32, as in NeoRL-2's files, with costs where there are any.
 
     An episode depends on `seed + k` only, so more episodes continue the same data set.
     """
     if env_id not in BEHAVIOURS:
         raise EnvError(f"no scripted behaviour for {env_id!r}; there is one for {', '.join(BEHAVIOURS)}")
-    env = make(env_id, episodes)
+    env = make(env_id, episodes, **(env_options or {}))
     gains, noise = _draw(BEHAVIOURS[env_id], env, seed)
     obs = env.reset(None, range(seed, seed + episodes))
     steps: list[tuple[Tensor, ...]] = []
+    alive, played = torch.ones(episodes, dtype=torch.bool), []
     for step in range(env.spec.horizon):
         action = (BEHAVIOURS[env_id].act(obs, gains) + noise[:, step]).clamp(-1.0, 1.0)
         result = env.step(action)
-        steps.append((obs, action, result.reward, result.obs, result.terminated, result.truncated))
-        obs = result.obs
+        cut = result.truncated & ~result.terminated
+        costs = (result.cost,) if env.spec.has_cost else ()
+        steps.append((obs, action, result.reward, result.obs, result.terminated, cut, *costs))
+        played.append(alive)
+        obs, alive = result.obs, alive & ~(result.terminated | result.truncated)
     env.close()
-    names = ("obs", "action", "reward", "next_obs", "done", "truncated")
-    columns = (torch.stack(column, dim=1).flatten(0, 1) for column in zip(*steps, strict=True))
+    names = ("obs", "action", "reward", "next_obs", "done", "truncated", *(("cost",) if env.spec.has_cost else ()))
+    kept = torch.stack(played, dim=1)
+    columns = (torch.stack(column, dim=1)[kept] for column in zip(*steps, strict=True))
     return {name: column.numpy().astype(np.float32) for name, column in zip(names, columns, strict=True)}
 
 
@@ -104,7 +155,7 @@ def collect_recipe(name: str, path: Path) -> dict[str, np.ndarray]:
     if name not in RECIPES:
         raise EnvError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
-    arrays = collect(recipe.env_id, recipe.episodes, recipe.seed)
+    arrays = collect(recipe.env_id, recipe.episodes, recipe.seed, recipe.env_options)
     write_npz(path, arrays)
     return arrays
 

@@ -57,12 +57,12 @@ class PointRobot(BatchEnv):
         Args:
             n: rows.
             device: where the state lives.
-            start: "fixed", as evaluations start, or "random", drawn from the seed.
+            start: "fixed", as evaluations start; "random", drawn from the seed; or "mixed", random for even seeds.
             dtype: of state and observation.
         """
         super().__init__(self.SPEC, n, device)
-        if start not in ("fixed", "random"):
-            raise EnvError(f"{self.spec.id}: expected start as fixed or random, got {start!r}")
+        if start not in ("fixed", "random", "mixed"):
+            raise EnvError(f"{self.spec.id}: expected start as fixed, random or mixed, got {start!r}")
         self.start, self.dtype = start, dtype
         columns = -(-n // _VECTOR) * _VECTOR
         self._state = torch.zeros(4, columns, dtype=dtype, device=self.device)
@@ -72,8 +72,11 @@ class PointRobot(BatchEnv):
     def reset(self, rows: Tensor | slice | None, seeds: Sequence[int]) -> Tensor:
         """Start episodes; from a fixed start all are alike."""
         index = self._row_index(rows, seeds)
-        starts = [draw_start(int(seed)) if self.start == "random" else START for seed in seeds]
+        starts = [draw_start(int(seed)) if self._is_drawn(int(seed)) else START for seed in seeds]
         return self.set_episode(torch.tensor(np.array(starts).reshape(-1, 4)), index)
+
+    def _is_drawn(self, seed: int) -> bool:
+        return self.start == "random" or (self.start == "mixed" and seed % 2 == 0)
 
     def set_episode(self, states: Tensor, rows: Tensor | None = None) -> Tensor:
         """Start episodes in given states [m, 4] (x, y, speed, heading); return their first observations."""

@@ -98,5 +98,8 @@ def test_starts_are_fixed_or_drawn_uniformly():
     starts = np.array([draw_start(seed) for seed in range(3000)])
     assert (starts >= START_LOW).all() and (starts <= START_HIGH).all()
     np.testing.assert_allclose(starts.mean(axis=0), np.add(START_LOW, START_HIGH) / 2, atol=0.12)
-    with pytest.raises(EnvError, match="expected start as fixed or random, got 'anywhere'"):
+    mixed = make("fisor/PointRobot", 4, start="mixed").reset(None, [2, 3, 4, 5])  # odd seeds start as evaluations do
+    assert torch.equal(mixed[1], fixed[0]) and torch.equal(mixed[3], fixed[0])
+    np.testing.assert_allclose(mixed[[0, 2], :2].numpy(), [draw_start(2)[:2], draw_start(4)[:2]], rtol=1e-6)
+    with pytest.raises(EnvError, match="expected start as fixed, random or mixed, got 'anywhere'"):
         make("fisor/PointRobot", 1, start="anywhere")
