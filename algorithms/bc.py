@@ -36,6 +36,7 @@ class BC(Algorithm):
         lr: float = 3e-4  # Adam's learning rate
         normalize_obs: bool = True  # as CORL and the TD3+BC paper
 
+    PRESETS: ClassVar[Mapping[str, Mapping]] = {"osrl": {"lr": 1e-3, "batch_size": 512, "normalize_obs": False}}
     config: Config
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:

@@ -83,23 +83,30 @@ class TD3BC(Algorithm):
             normal = noise.normal("target_policy", *data.action.shape[1:])
             scale, clip = self.hp("policy_noise")[..., None], self.hp("noise_clip")[..., None]
             next_action = smoothed_action(self.target_policy(data.next_obs), normal, scale, clip)
-            next_q = self.target_critic(torch.cat((data.next_obs, next_action), -1)).squeeze(-1).amin(1)
+            following = torch.cat((data.next_obs, next_action), -1)
+        metrics = self._update_critics(data, following)
+        if noise.turn(self.config.policy_freq) == self.config.policy_freq - 1:
+            self._update_policy(data)
+        return {**metrics, "policy_loss": self.last_policy_loss.clone()}
+
+    def _update_critics(self, data: Batch, following: Tensor) -> dict[str, Tensor]:
+        """One step, for next observations and the target policy's actions there [R, B, O + A]."""
+        with torch.no_grad():
+            next_q = self.target_critic(following).squeeze(-1).amin(1)
             target = td_target(data.reward, data.terminated, next_q, self.hp("discount"))
         q = self.critic(data.obs_action).squeeze(-1)  # [R, 2, B]
         loss = critic_loss(q, target)
         self.critic_optimizer.step(loss)
-        if noise.turn(self.config.policy_freq) == self.config.policy_freq - 1:
-            self._update_policy(data)
-        return {
-            "critic_loss": loss.detach(),
-            "q": q.detach().mean((1, 2)),
-            "policy_loss": self.last_policy_loss.clone(),
-        }
+        return {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
+
+    def _value(self, inputs: Tensor) -> Tensor:
+        """What the policy raises [R, B], at observations and its actions [R, B, O + A]: Q1 alone."""
+        return self.critic(inputs, members=1, frozen=True)[:, 0].squeeze(-1)
 
     def _update_policy(self, data: Batch) -> None:
         policy_action = self.policy(data.obs)
-        q = self.critic(torch.cat((data.obs, policy_action), -1), members=1, frozen=True)[:, 0].squeeze(-1)  # Q1 alone
-        loss = actor_loss(q, policy_action, data.action, self.hp("alpha"))
+        value = self._value(torch.cat((data.obs, policy_action), -1))
+        loss = actor_loss(value, policy_action, data.action, self.hp("alpha"))
         self.policy_optimizer.step(loss)
         ema_(self.target_critic, self.critic, self.config.tau)
         ema_(self.target_policy, self.policy, self.config.tau)
