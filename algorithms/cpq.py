@@ -1,4 +1,4 @@
-"""Constraints penalised Q-learning (Xu et al., 2022, arXiv 2107.09003), as in OSRL (Liu et al., 2023, arXiv 2306.09303).
+"""Constraints penalised Q-learning (Xu et al., 2022, arXiv 2107.09003), as in OSRL (arXiv 2306.09303).
 
 Values count only where the cost critics stay within the limit; actions that a variational autoencoder finds unlike the
 data are to be given high costs. In OSRL's code that last term has no gradient, so the cost critics learn by plain
