@@ -16,7 +16,7 @@ from offon.benchmark.generated import data_options, is_generated
 from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.rollout import Policy
-from offon.datasets import transforms
+from offon.datasets import selection, transforms
 from offon.datasets.errors import DataError
 from offon.datasets.load import load
 from offon.datasets.transitions import DataIdentity, Transitions
@@ -119,7 +119,7 @@ def prepared(original: Transitions, config: Any, cost_limit: float | None = None
     share = getattr(config, "best_share", None)
     kept = original if share is None else transforms.keep_best(original, share, config.best_discount, config.best_of)
     if cost_limit is not None and getattr(config, "safe_episodes", False):
-        kept = transforms.keep_safe(kept, cost_limit)
+        kept = selection.safe(kept, cost_limit)
     train = transforms.transform_reward(kept, config.reward)
     if config.normalize_obs:
         train = transforms.normalize_obs(train, over)

@@ -24,7 +24,7 @@ from offon.benchmark.runs import Job, Replica, list_runs
 from offon.benchmark.tasks import Task, get_task, own_task
 from offon.datasets.catalogue import DATASETS
 from offon.datasets.changes import logged_options
-from offon.datasets.transforms import episode_costs
+from offon.datasets.selection import episode_costs
 
 
 @dataclass

@@ -15,10 +15,13 @@ from offon.datasets.transitions import PACKED_COLUMNS, Transitions
 
 
 def episode_costs(transitions: Transitions) -> np.ndarray:
-    """Return the undiscounted cost of each episode, float64 [E]."""
-    if transitions.cost is None:
-        raise DataError(f"{transitions.identity.name}: the data have no cost; use data with a column 'costs'")
-    return np.add.reduceat(transitions.cost.double().numpy(), transitions.starts.numpy())
+    """Return the undiscounted cost of each episode, float64 [E]; costs must not be negative."""
+    name, cost = transitions.identity.name, transitions.cost
+    if cost is None:
+        raise DataError(f"{name}: the data have no cost; use data with a column 'costs'")
+    if bool((cost < 0).any()):
+        raise DataError(f"{name}: expected costs of 0 or more, found {float(cost.min()):g}; is it a reward?")
+    return np.add.reduceat(cost.double().numpy(), transitions.starts.numpy())
 
 
 def select_episodes(transitions: Transitions, episodes: np.ndarray | Sequence[int], change: str) -> Transitions:
@@ -64,6 +67,18 @@ def top(transitions: Transitions, share: float) -> Transitions:
     count = max(1, math.floor(share * transitions.n_episodes + 1e-9))
     order = np.argsort(-transitions.episode_returns().numpy(), kind="stable")
     return select_episodes(transitions, order[:count], f"top={share:g}")
+
+
+def safe(transitions: Transitions, cost_limit: float) -> Transitions:
+    """Return the episodes whose undiscounted cost is at most the limit, which a cell states beside its data."""
+    costs = episode_costs(transitions)
+    chosen = np.flatnonzero(costs <= cost_limit)
+    if len(chosen) == 0:
+        raise DataError(
+            f"{transitions.identity.name}: none of {len(costs)} episodes costs at most {cost_limit:g}, the least "
+            f"{costs.min():g}; give a larger cost_limit, or use a method that learns from unsafe episodes too"
+        )
+    return select_episodes(transitions, chosen, "safe_episodes")
 
 
 def split(transitions: Transitions, held_out: float, seed: int = 0) -> tuple[Transitions, Transitions]:

@@ -70,31 +70,6 @@ def keep_best(transitions: Transitions, share: float, discount: float = 1.0, of:
     return _of_rows(transitions, rows, is_first, f"best_share={share},discount={discount},of={of}")
 
 
-def episode_costs(transitions: Transitions) -> np.ndarray:
-    """Return the undiscounted cost of each episode, float64 [E]; costs must not be negative."""
-    name, cost = transitions.identity.name, transitions.cost
-    if cost is None:
-        raise DataError(f"{name}: the data have no cost; use data with one number per row under 'costs' or 'cost'")
-    if bool((cost < 0).any()):
-        raise DataError(f"{name}: expected costs of 0 or more, found {float(cost.min()):g}; is it a reward?")
-    return np.add.reduceat(cost.double().numpy(), transitions.starts.numpy())
-
-
-def keep_safe(transitions: Transitions, cost_limit: float) -> Transitions:
-    """Return the episodes alone whose undiscounted cost is at most the limit."""
-    costs = episode_costs(transitions)
-    safe = torch.from_numpy(costs <= cost_limit)
-    if not bool(safe.any()):
-        raise DataError(
-            f"{transitions.identity.name}: none of {len(costs)} episodes costs at most {cost_limit:g}, the least "
-            f"{costs.min():g}; give a larger cost_limit, or use a method that learns from unsafe episodes too"
-        )
-    rows = torch.nonzero(torch.repeat_interleave(safe, transitions.episode_lengths())).squeeze(1)
-    is_first = torch.zeros(transitions.size, dtype=torch.bool)
-    is_first[transitions.starts] = True
-    return _of_rows(transitions, rows, is_first, "safe_episodes")  # which these are, the cell's cost limit says
-
-
 def _of_rows(transitions: Transitions, rows: Tensor, is_first: Tensor, change: str) -> Transitions:
     """Return some rows, in order; an episode ends before each row that is a first one."""
     starts = torch.nonzero(is_first[rows]).squeeze(1)

@@ -20,7 +20,7 @@ from offon.benchmark.builder import prepared
 from offon.benchmark.synthetic import random_transitions
 from offon.benchmark.trial import act, advance, start
 from offon.datasets.errors import DataError
-from offon.datasets.transforms import episode_costs, keep_safe
+from offon.datasets.selection import episode_costs, safe
 
 F64 = {"dtype": torch.float64}
 THRESHOLD = 3.169864  # of limit 10 over 300 steps
@@ -92,20 +92,20 @@ def test_bc_safe_keeps_whole_episodes_within_the_limit_itself_included():
     kept = torch.cat([torch.arange(20), torch.arange(30, 40)])
     for name in ("obs", "action", "reward", "next_obs", "terminated", "truncated", "cost"):
         assert torch.equal(getattr(train, name), getattr(exact, name)[kept])
-    assert train.behaviour_return == exact.behaviour_return  # of what was logged
+    assert prepared(exact, BCSafe.Config(), 10.0).behaviour_return == exact.behaviour_return  # of what was logged
     assert prepared(exact, BCSafe.Config(safe_episodes=False), 10.0).train.size == exact.size
     assert prepared(exact, BC.Config(normalize_obs=False), 10.0).train.size == exact.size
 
 
 def test_a_limit_of_zero_keeps_what_costs_nothing():
     data = costly(0.0, 0.1, 0.0)
-    assert keep_safe(data, 0.0).starts.tolist() == [0, 10]
+    assert safe(data, 0.0).starts.tolist() == [0, 10]
 
 
 def test_data_without_a_safe_episode_without_costs_or_with_rewards_for_costs_are_refused():
     with pytest.raises(DataError, match="none of 2 episodes costs at most 5, the least 9; give a larger cost_limit"):
         prepared(costly(9.0, 11.0), BCSafe.Config(), 5.0)
-    with pytest.raises(DataError, match="the data have no cost; use data with one number per row under 'costs'"):
+    with pytest.raises(DataError, match="the data have no cost; use data with a column 'costs'"):
         prepared(replace(costly(9.0), cost=None), BCSafe.Config(), 5.0)
     data = costly(9.0)
     with pytest.raises(DataError, match="expected costs of 0 or more, found -0.9; is it a reward"):
@@ -116,10 +116,10 @@ def test_bc_safe_is_bc_with_osrls_settings():
     config = BCSafe.Config()
     assert (config.lr, config.batch_size, config.normalize_obs, config.hidden_dims) == (1e-3, 512, False, (256, 256))
     assert BC.PRESETS["osrl"] == {"lr": 1e-3, "batch_size": 512, "normalize_obs": False}
-    safe = random_transitions()
-    same = [start(method, data=replace(safe, cost=torch.zeros(safe.size))) for method in (BC, BCSafe)]
+    logged = random_transitions()
+    same = [start(method, data=replace(logged, cost=torch.zeros(logged.size))) for method in (BC, BCSafe)]
     config = replace(BC.Config.tiny(), normalize_obs=False)
-    same[0] = start(BC, data=safe, config=config)
+    same[0] = start(BC, data=logged, config=config)
     for stepper in same:
         advance(stepper, 0, 20)
     assert torch.equal(*(act(stepper.method, "eval") for stepper in same))

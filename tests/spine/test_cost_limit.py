@@ -75,7 +75,7 @@ def test_what_cannot_be_limited_is_refused(plan, log):
         plan("algorithm=bc", "cost_limit=5")
     for method in ("bc_safe", "cpq", "td3_bc_lag"):
         given = (f"algorithm={method}", "cost_limit=5", "env=fisor/PointRobot")
-        with pytest.raises(DataError, match="the data have no cost; use data with one number per row under 'costs'"):
+        with pytest.raises(DataError, match="the data have no cost; use data with a column 'costs'"):
             plan(*given, log(0.0, 1.0, name=None))
         with pytest.raises(DataError, match="expected costs of 0 or more, found -1; is it a reward"):
             plan(*given, log(0.0, -1.0))
