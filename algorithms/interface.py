@@ -59,12 +59,20 @@ class Rows:
     """One named minibatch a method asks for: `n` rows, drawn uniformly with replacement, as [R, n, ...].
 
     With `per_step`, n rows of every step of the episode, as [R, H, n, ...]: for data whose episodes have one length.
+    With a `window`, each drawn row and those that follow it, as [R, n, window, ...] with a mask [R, n, window]: behind
+    the end of its episode the last row is repeated, and masked.
     """
 
     n: int
-    columns: tuple[str, ...] = ()  # more than the usual six: "cost", "next_action", "mc_return"
+    columns: tuple[str, ...] = ()  # more than the usual six: "cost", or one that is derived (DERIVED_COLUMNS)
     per_step: bool = False
     of: str = "offline"  # offline: logged rows; online: what the replica itself has played; all: both together
+    window: int | None = None  # logged rows in a row
+
+    def __post_init__(self) -> None:
+        """Refuses windows where there are none."""
+        if self.window is not None and (self.window < 1 or self.per_step or self.of != "offline"):
+            raise ValueError(f"expected a window of 1 or more steps of offline rows, and not per step; got {self}")
 
 
 @dataclass(frozen=True)
@@ -203,6 +211,10 @@ class Algorithm(Method):
     def sources(self, phase: str) -> dict[str, Rows]:
         """The minibatches that one update needs."""
         return {"data": Rows(self.config.batch_size)}
+
+    def row_weights(self, data: Transitions) -> Tensor | None:
+        """How often each logged row is drawn [N], in any unit, the same for all minibatches; None: all alike."""
+        return None
 
     def plan(self, phase: str) -> Plan:
         """How acting and learning take turns, in phases in which the method acts."""

@@ -16,6 +16,11 @@ from offon.counter import key_of
 _CUT_NORMAL_STD = 0.8796256610342398  # standard deviation of a standard normal cut at two
 
 
+def generator_of(seed: int, *names: str) -> torch.Generator:
+    """Where a replica's initial weights of some name come from."""
+    return torch.Generator().manual_seed(key_of(seed, "init", *names) & 0x7FFFFFFFFFFFFFFF)
+
+
 def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
     weight = torch.empty(fan_in, fan_out)
     if init == "torch":  # torch.nn.Linear's default: U(+-1/sqrt(fan_in)) for weights and biases
@@ -116,9 +121,7 @@ class MLP(torch.nn.Module):
             layer_weights, layer_biases = [], []
             for seed in seeds:
                 for member in members:
-                    generator = torch.Generator().manual_seed(
-                        key_of(seed, "init", name, str(member), str(layer)) & 0x7FFFFFFFFFFFFFFF
-                    )
+                    generator = generator_of(seed, name, str(member), str(layer))
                     own = {len(sizes) - 2: output, len(sizes) - 3: last_hidden}.get(layer)
                     if own is not None:
                         weight, bias = _init_output(own, fan_in, fan_out, generator)
@@ -238,6 +241,8 @@ class Adam(torch.nn.Module):
             at 0); update 1 runs at `lr`.
         max_grad_norm: per-replica limit on the global gradient norm.
         beta1: decay of the first moment.
+        weight_decay: decoupled from the gradient (AdamW, Loshchilov and Hutter, 2019).
+        warmup_updates: over so many updates the rate rises linearly to `lr`; the first runs at `lr` / warmup_updates.
     """
 
     count: Tensor
@@ -252,9 +257,11 @@ class Adam(torch.nn.Module):
         cosine_updates: int | None = None,
         max_grad_norm: float | None = None,
         beta1: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup_updates: int | None = None,
     ) -> None:
         super().__init__()
-        self.beta1 = beta1
+        self.beta1, self.weight_decay, self.warmup_updates = beta1, weight_decay, warmup_updates
         if not isinstance(lr, int | float):
             raise TypeError(f"expected one learning rate for all replicas, got {lr!r}: sweep it with a comma list")
         self.lr, self.eps, self.cosine_updates, self.max_grad_norm = float(lr), eps, cosine_updates, max_grad_norm
@@ -289,8 +296,11 @@ class Adam(torch.nn.Module):
                 progress = (self.count * (math.pi / self.cosine_updates)).clamp_(max=math.pi)
                 lr = torch.addcmul(self._half_lr, self._half_lr, torch.cos(progress))
             self.count.add_(1.0)
+            if self.warmup_updates is not None:
+                lr = lr * (self.count / self.warmup_updates).clamp_(max=1.0)
             count = len(self._params)
-            torch._fused_adam_(
+            fused = torch._fused_adamw_ if self.weight_decay else torch._fused_adam_
+            fused(
                 self._params,
                 grads,
                 [getattr(self, f"exp_avg_{index}") for index in range(count)],
@@ -300,7 +310,7 @@ class Adam(torch.nn.Module):
                 lr=lr,
                 beta1=self.beta1,
                 beta2=0.999,
-                weight_decay=0.0,
+                weight_decay=self.weight_decay,
                 eps=self.eps,
                 amsgrad=False,
                 maximize=False,

@@ -247,7 +247,8 @@ def replay_for(method: Algorithm | OnPolicy, data: Loaded, phase: str, device: s
     """The rows that a method asks for, on the training device."""
     columns = columns_of(method.sources(phase))
     discount, failure = (getattr(method.config, name, None) for name in ("discount", "failure_reward"))
-    return Replay(data.train, columns, device, discount, failure)
+    weights = method.row_weights(data.train) if isinstance(method, Algorithm) else None
+    return Replay(data.train, columns, device, discount, failure, weights)
 
 
 def build_method(job: Job, data: Loaded | Finite) -> Method:

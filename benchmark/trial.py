@@ -84,7 +84,11 @@ def start(
         phase = ONLINE
         built.begin(phase)
     replay = (OddRows if odd else Replay)(
-        train, columns_of(built.sources(phase)), device, getattr(config, "discount", None)
+        train,
+        columns_of(built.sources(phase)),
+        device,
+        getattr(config, "discount", None),
+        weights=built.row_weights(train),
     )
     if isinstance(replay, OddRows):
         replay.odd = ODD

@@ -13,6 +13,7 @@ from offon.datasets.errors import ActionsBeyondError, DataError
 
 VECTOR_COLUMNS = ("obs", "action", "next_obs", "next_action")  # the others are one number per row
 PACKED_COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+DERIVED_COLUMNS = ("next_action", "mc_return", "cost_to_go", "step")  # see the methods of these names
 ACTION_TOLERANCE = 1e-3  # float32 logs of squashed policies stand a rounding beyond 1
 _STATS_ROWS = 65_536  # rows per float64 block: bounds the memory of stats()
 
@@ -132,6 +133,19 @@ class Transitions:
             value = torch.where(failed, failure_reward / (1.0 - discount), value)
         return value.float()
 
+    def cost_to_go(self) -> Tensor:
+        """Return the undiscounted cost of the rest of each row's episode, its own included [N]."""
+        if self.cost is None:
+            raise DataError(f"{self.identity.name}: the data have no cost; use data with a column 'costs'")
+        total = torch.cumsum(self.cost.double(), 0)
+        at_end = torch.repeat_interleave(total[self._last_rows()], self.episode_lengths())
+        return (at_end - total + self.cost).float()
+
+    def step(self) -> Tensor:
+        """Return the number of each row inside its episode [N], from 0 on."""
+        first = torch.repeat_interleave(self.starts, self.episode_lengths())
+        return (torch.arange(self.size) - first).float()
+
     def pack(
         self,
         columns: Sequence[str] = PACKED_COLUMNS,
@@ -140,7 +154,7 @@ class Transitions:
     ) -> tuple[Tensor, dict[str, slice]]:
         """Return the columns side by side as float32 rows [N, W], and where each stands.
 
-        Besides the stored columns there are "next_action" and "mc_return" (which needs `discount`; see there for
+        Besides the stored columns there are DERIVED_COLUMNS, of which "mc_return" needs `discount` (see there for
         `failure_reward`). Columns that already are the rows of one packed tensor are returned as that tensor, without a
         copy.
         """
@@ -159,15 +173,16 @@ class Transitions:
     def _column(self, name: str, discount: float | None, failure_reward: float | None) -> Tensor:
         if name in ("next_action", "mc_return") and self.identity.summed():
             raise DataError(f"{self.identity.name}: no column {name!r} where rewards are sums over n steps; n_step=1")
-        if name == "next_action":
-            return self.next_action()
+        if name in DERIVED_COLUMNS and name != "mc_return":
+            found: Tensor = getattr(self, name)()
+            return found
         if name == "mc_return":
             if discount is None:
                 raise DataError("column 'mc_return' needs a discount: pack(columns, discount=0.99)")
             return self.mc_return(discount, failure_reward)
         column = getattr(self, name) if name in (*PACKED_COLUMNS, "cost") else None
         if column is None:
-            known = [*PACKED_COLUMNS, *(["cost"] if self.cost is not None else []), "next_action", "mc_return"]
+            known = [*PACKED_COLUMNS, *(["cost"] if self.cost is not None else []), *DERIVED_COLUMNS]
             raise DataError(f"{self.identity.name} has no column {name!r}; it has {', '.join(known)}")
         return column
 
