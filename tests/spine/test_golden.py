@@ -199,7 +199,7 @@ def test_twenty_updates_give_the_numbers_they_always_gave(train, setting):
     assert found == pytest.approx(GOLDEN[setting], rel=1e-5)
 
 
-# ---- methods that act: a few rounds of each
+# ---- methods that act, or have other sizes: a few rounds of each
 
 ACTING = {
     "hnpg": ("algorithm=hnpg", "task=comblock/H5", "env_steps=2000", "data.episodes=200"),
@@ -329,6 +329,18 @@ ACTING = {
         "task=offon/dmsd-small",
         "env_steps=12",
         "eval_every=12",
+    ),
+    "cdt": (
+        "algorithm=cdt",
+        "algorithm.width=16",
+        "algorithm.heads=2",
+        "algorithm.layers=1",
+        "algorithm.context=4",
+        "algorithm.lr=0.01",
+        "algorithm.batch_size=16",
+        "task=fisor/PointRobot",
+        "updates=20",
+        "eval_every=20",
     ),
 }
 ACTED = {
@@ -555,6 +567,15 @@ ACTED = {
         "temperature": 0.99834985,
         "logged_share": 0.5,
         "most_q_own": 0.22264554,
+    },
+    "cdt": {
+        "state": 640.98663,
+        "return": 3.7175961,
+        "temperature": 0.099905156,
+        "cost_loss": 0.65688813,
+        "entropy": 1.3138679,
+        "policy_loss": 0.92418277,
+        "log_prob": -1.0554471,
     },
 }
 
