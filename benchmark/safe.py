@@ -185,7 +185,7 @@ def _numbers(section: Section, known: Sequence[Cell], shared: Sequence[int], see
     return found | {
         "verdict": "safe" if found["cost"] <= 1.0 else "unsafe",
         "safe_at": _listed(limit for limit, each in zip(limits, by_limit.mean(1), strict=True) if each <= 1.0),
-        "raw_return": float(np.mean([cell.records[n].returns for cell in known for n in shared])),  # type: ignore[arg-type]
+        "raw_return": float(np.mean([cell.records[n].returns for cell in known for n in shared])),
         "raw_cost": float(np.mean(costs)),
     }
 
