@@ -79,7 +79,7 @@ def test_the_last_of_two_values_counts():
 def test_a_preset_sets_its_fields_and_an_override_beats_it(method, preset):
     values = load_all()[method].PRESETS[preset]
     defaults = vars(load_all()[method].Config())
-    other = next(name for name, v in defaults.items() if type(v) is int and name not in values)
+    other = next(name for name, v in defaults.items() if type(v) in (int, float) and name not in values)
     composed = one(f"algorithm={method}/{preset}", f"algorithm.{other}=7")
     assert composed.label == f"{method}/{preset}"
     expected = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
