@@ -38,13 +38,22 @@ Looks = Mapping[str, Look]
 
 
 def looks(cells: Iterable[Cell]) -> dict[str, Look]:
-    """One look per algorithm name, told apart by colour first, then by line and marker."""
-    names = sorted({cell.name for cell in cells})
+    """One look per algorithm name, told apart by colour first, then by line and marker.
+
+    Rows of one algorithm that learned for several cost limits share their colour.
+    """
+    of_line: dict[str, list[str]] = {}
+    for line, name in sorted({(cell.line or cell.name, cell.name) for cell in cells}):
+        of_line.setdefault(line, []).append(name)
     return {
         name: Look(
-            short(name), COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)], MARKERS[i % len(MARKERS)]
+            short(name),
+            COLOURS[i % len(COLOURS)],
+            LINES[(i // len(COLOURS) + k) % len(LINES)],
+            MARKERS[(i + k) % len(MARKERS)],
         )
-        for i, name in enumerate(names)
+        for i, names in enumerate(of_line.values())
+        for k, name in enumerate(names)
     }
 
 

@@ -338,3 +338,15 @@ def test_the_same_records_give_the_same_table(out):
     assert texts[0] == texts[1]
     row = rows_of(out, f"{CIRCLE}: cost limit 10")[0]
     assert json.dumps(shown(row)).count("[") >= 5  # every metric with its interval
+
+
+def test_limits_of_one_algorithm_share_a_colour(out):
+    from offon.benchmark.figures import looks
+
+    seeds(out, "bc", 0.5, 8.0)
+    for limit in (10.0, 20.0):
+        seeds(out, "cpq", 0.5, 8.0, limit=limit)
+    found = looks(cells_of(out))
+    first, second = (found[f"cpq (cost_limit={limit})"] for limit in (10.0, 20.0))
+    assert first.colour == second.colour != found["bc"].colour
+    assert first.marker != second.marker and first.line != second.line
