@@ -12,7 +12,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,18 +132,36 @@ def collect(
         raise EnvError(f"no scripted behaviour for {env_id!r}; there is one for {', '.join(BEHAVIOURS)}")
     env = make(env_id, episodes, **(env_options or {}))
     gains, noise = _draw(BEHAVIOURS[env_id], env, seed)
-    obs = env.reset(None, range(seed, seed + episodes))
+
+    def act(obs: Tensor, step: int) -> Tensor:
+        return (BEHAVIOURS[env_id].act(obs, gains) + noise[:, step]).clamp(-1.0, 1.0)
+
+    found = play(env, range(seed, seed + episodes), act)
+    env.close()
+    return found
+
+
+def play(env: BatchEnv, seeds: Sequence[int], act: Callable[[Tensor, int], Tensor]) -> dict[str, np.ndarray]:
+    """Play one episode in every row and return the rows that count, episode by episode, float32.
+
+    Args:
+        env: one row for each seed.
+        seeds: of the episodes.
+        act: observations [n, O] and the number of the step -> actions [n, A] in [-1, 1].
+    """
+    obs = env.reset(None, seeds)
     steps: list[tuple[Tensor, ...]] = []
-    alive, played = torch.ones(episodes, dtype=torch.bool), []
+    alive, played = torch.ones(env.n, dtype=torch.bool), []
     for step in range(env.spec.horizon):
-        action = (BEHAVIOURS[env_id].act(obs, gains) + noise[:, step]).clamp(-1.0, 1.0)
+        action = act(obs, step)
         result = env.step(action)
         cut = result.truncated & ~result.terminated
         costs = (result.cost,) if env.spec.has_cost else ()
         steps.append((obs, action, result.reward, result.obs, result.terminated, cut, *costs))
         played.append(alive)
         obs, alive = result.obs, alive & ~(result.terminated | result.truncated)
-    env.close()
+        if not alive.any():
+            break
     names = ("obs", "action", "reward", "next_obs", "done", "truncated", *(("cost",) if env.spec.has_cost else ()))
     kept = torch.stack(played, dim=1)
     columns = (torch.stack(column, dim=1)[kept] for column in zip(*steps, strict=True))

@@ -19,6 +19,7 @@ from offon import envs
 from offon.algorithms.interface import Obs
 from offon.algorithms.noise import ActNoise
 from offon.benchmark import seeds
+from offon.benchmark.collect import play
 from offon.benchmark.files import write_bytes
 from offon.benchmark.load import LoadedRun, load
 from offon.benchmark.options import parse_option
@@ -38,7 +39,12 @@ offon data collect env=ID policy=POLICY [KEY=VALUE …] [--out FILE.hdf5]: a new
   seed=S            of a run: whose policy; left out: its first
   runs=DIR          of a run's id: the results folder (default runs)
   dynamics.KEY=V    of the environment"""
-Act = Callable[[Tensor, Tensor], Tensor]  # observations [n, O], step of each episode [n] -> actions [n, A]
+Act = Callable[[Tensor, int], Tensor]  # observations [n, O], number of the step -> actions [n, A]
+_D4RL = {
+    **{"obs": "observations", "action": "actions", "reward": "rewards", "next_obs": "next_observations"},
+    **{"done": "terminals", "truncated": "timeouts", "cost": "costs"},
+}
+_FLAGS = ("done", "truncated")
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def collect(options: CollectOptions) -> tuple[dict[str, np.ndarray], dict[str, A
         some = chosen[start : start + _TOGETHER]
         env = envs.make(env_id, len(some), **dynamics)
         try:
-            parts.append(_play(env, some, _policy(options, loaded, env, some)))
+            parts.append(_d4rl(play(env, some, _policy(options, loaded, env, some))))
         finally:
             env.close()
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -137,25 +143,9 @@ def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str,
     write_bytes(path, buffer.getvalue())
 
 
-def _play(env: envs.BatchEnv, chosen: Sequence[int], act: Act) -> dict[str, np.ndarray]:
-    """One episode in every row of an environment."""
-    obs = env.reset(None, list(chosen))
-    alive = torch.ones(env.n, dtype=torch.bool)
-    steps: list[tuple[Tensor, ...]] = []
-    for t in range(env.spec.horizon):
-        action = act(obs, torch.full((env.n,), t))
-        result = env.step(action)
-        flags = result.terminated, result.truncated & ~result.terminated
-        steps.append((obs, action, result.reward, result.obs, *flags, result.cost, alive))
-        obs, alive = result.obs, alive & ~(result.terminated | result.truncated)
-        if not alive.any():
-            break
-    names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts", "costs")
-    *columns, played = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
-    found = {name: column[played].numpy() for name, column in zip(names, columns, strict=True)}
-    if not env.spec.has_cost:
-        del found["costs"]
-    return {name: array if array.dtype == bool else array.astype(np.float32) for name, array in found.items()}
+def _d4rl(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same columns by D4RL's names, flags as truth values."""
+    return {_D4RL[name]: column.astype(bool) if name in _FLAGS else column for name, column in columns.items()}
 
 
 # ---- policies
@@ -173,9 +163,9 @@ def _policy(options: CollectOptions, loaded: LoadedRun | None, env: envs.BatchEn
         raise ValueError(f"{env.spec.id} takes no vectors in [-1, 1]; give a run that was trained in it")
     draws = [np.random.default_rng([seed, 2]) for seed in chosen]  # 2: apart from the simulator's and recipes' streams
     if options.policy == "random":
-        return lambda obs, t: _in_box(np.stack([rng.uniform(-1.0, 1.0, env.spec.act_dim) for rng in draws]), env)
+        return lambda obs, step: _in_box(np.stack([rng.uniform(-1.0, 1.0, env.spec.act_dim) for rng in draws]), env)
     script = _script(Path(options.policy.removeprefix("script:")))
-    return lambda obs, t: _in_box(
+    return lambda obs, step: _in_box(
         np.concatenate([np.asarray(script(row[None], rng)) for row, rng in zip(obs.numpy(), draws, strict=True)]), env
     )
 
@@ -195,13 +185,13 @@ class _RunPolicy:
         self._x: Obs | None = None
 
     @torch.no_grad()
-    def __call__(self, obs: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, obs: Tensor, step: int) -> Tensor:
         method = self._policy.method
         seen = obs.expand(method.replicas, *obs.shape)
         if self._x is None:
             self._x = first_obs(method, seen.clone())
         x = self._x
-        x.obs, x.t = seen.clone(), t.expand(method.replicas, -1).clone()
+        x.obs, x.t = seen.clone(), torch.full_like(x.t, step)
         noise = ActNoise(method.seeds, _PHASE, self._seeds, x.t)
         action = self._policy.act(x, noise, self._mode)
         x.action = action[self._replica].expand_as(action).clone()

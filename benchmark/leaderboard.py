@@ -239,13 +239,12 @@ def _notes(cell: Cell, min_seeds: int) -> list[str]:
 
 
 def _published(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    tasks = {
-        cell.task: str(cell.identity["task"]["name"])
-        for cell in cells
-        if cell.has_published_data and cell.score_kind == "score"
-    }
+    known = [cell for cell in cells if cell.has_published_data and cell.score_kind == "score"]
+    tasks = {cell.task: str(cell.identity["task"]["name"]) for cell in known}
+    unverified = {cell.task for cell in known if cell.report["data_status"] == "unverified"}
     found = []
     for shown, name in tasks.items():
+        doubt = "; that our data are theirs is not verified, no hash is published" * (shown in unverified)
         for row in published_rows(name):
             runs = f"{row.n_runs} runs of {row.n_seeds} seeds, {row.n_configs} configurations tried; " * bool(
                 row.n_runs
@@ -254,7 +253,7 @@ def _published(cells: Iterable[Cell]) -> list[dict[str, Any]]:
                 dict.fromkeys(COLUMNS, None)
                 | {"kind": "published", "task": shown, "algorithm": row.algorithm, "status": "published"}
                 | {"seeds": row.n_seeds, "mean": row.score_mean, "std": row.score_std, "score_kind": "score"}
-                | {"revision_mixed": False, "config_id": "", "run_ids": "", "notes": runs + row.protocol}
+                | {"revision_mixed": False, "config_id": "", "run_ids": "", "notes": runs + row.protocol + doubt}
             )
     return found
 

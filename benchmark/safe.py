@@ -277,7 +277,7 @@ def published_rows() -> tuple[PublishedRow, ...]:
 def _published(section: Section, contenders: Sequence[Contender]) -> list[dict[str, Any]]:
     """What others published at a limit, where our rows come from the very data that they used."""
     known = [cell for one in contenders for cell in one.known]
-    genuine = any(cell.report.get("data_status") == "published" and not cell.corruption for cell in known)
+    genuine = any(cell.has_published_data and cell.report["data_status"] == "published" for cell in known)
     if section.is_mean or not genuine or known[0].score_kind != "score":
         return []
     name, (limit,) = str(known[0].identity["task"]["name"]), section.limits

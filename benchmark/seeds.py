@@ -12,7 +12,7 @@ from offon.counter import key_of
 TRAINING = range(0, 1_000_000)  # environment seeds of training
 SELECTION = range(1_000_000, 2_000_000)  # evaluations during training: learning curves, choosing settings
 REPORTING = range(2_000_000, 3_000_000)  # the final score of the last checkpoint
-COLLECTING = range(9_000_000, 16_000_000)  # episodes of data sets that are collected with a policy
+COLLECTING = range(10_000_000, 16_000_000)  # episodes of data sets that are collected with a policy
 ACTING = range(16_777_216, 2**32)  # episodes that methods play to learn from
 
 

@@ -407,6 +407,16 @@ def test_a_share_of_the_data_makes_a_table_of_its_own_without_published_rows(tmp
     assert set(table.query("kind == 'published'")["task"]) == {whole}
 
 
+def test_published_rows_say_where_the_data_could_not_be_verified(full):
+    notes = table_of(full).query("kind == 'published'")["notes"]
+    assert len(notes) and not notes.str.contains("not verified").any()
+    for record in full.records:
+        if record.cell["task"]["name"] == "neorl2/DMSD":
+            record.result["report"]["data_status"] = "unverified"
+    notes = table_of(full).query("kind == 'published' and task == 'neorl2/DMSD'")["notes"]
+    assert len(notes) == 10 and notes.str.contains("is not verified, no hash is published").all()
+
+
 def test_d4rl_is_averaged_in_its_usual_groups(tmp_path):
     for task in ("hopper-medium-v2", "walker2d-medium-v2", "hopper-random-v2"):
         for seed in range(5):
