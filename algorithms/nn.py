@@ -287,14 +287,18 @@ class Adam(torch.nn.Module):
         """One update with a gradient of zero: moments decay and parameters move on, as where a loss leaves them out."""
         self._update([torch.zeros_like(parameter) for parameter in self._params])
 
+    def rate(self) -> float | Tensor:
+        """The learning rate of the next update."""
+        if self.cosine_updates is None:
+            return self.lr
+        progress = (self.count * (math.pi / self.cosine_updates)).clamp_(max=math.pi)
+        return torch.addcmul(self._half_lr, self._half_lr, torch.cos(progress))
+
     def _update(self, grads: list[Tensor]) -> None:
         with torch.no_grad():
             if self.max_grad_norm is not None:
                 self._clip(grads, self.max_grad_norm)
-            lr: float | Tensor = self.lr
-            if self.cosine_updates is not None:
-                progress = (self.count * (math.pi / self.cosine_updates)).clamp_(max=math.pi)
-                lr = torch.addcmul(self._half_lr, self._half_lr, torch.cos(progress))
+            lr = self.rate()
             self.count.add_(1.0)
             if self.warmup_updates is not None:
                 lr = lr * (self.count / self.warmup_updates).clamp_(max=1.0)

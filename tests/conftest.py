@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import os
 import sys
 from pathlib import Path
@@ -26,17 +27,33 @@ def own_registry(monkeypatch):
             del sys.modules[name]
 
 
+def find_real(name: str) -> Path:
+    """A file from a folder named by OFFON_DATA; skips where there is none."""
+    for folder in filter(None, os.environ.get("OFFON_DATA", "").split(os.pathsep)):
+        for path in (Path(folder) / name, *Path(folder).glob(f"*/{name}")):
+            if path.exists():
+                return path
+    pytest.skip(f"{name} is in none of the folders of OFFON_DATA")
+
+
 @pytest.fixture
 def real_file():
-    """A function: the arrays of a file from a folder named by OFFON_DATA; skips where there is none."""
+    """A function: the arrays of a real file."""
 
     def load(name: str) -> dict[str, np.ndarray]:
-        for folder in filter(None, os.environ.get("OFFON_DATA", "").split(os.pathsep)):
-            for path in (Path(folder) / name, *Path(folder).glob(f"*/{name}")):
-                if path.exists():
-                    with np.load(path, allow_pickle=False) as file:
-                        return {key: file[key] for key in file.files}
-        pytest.skip(f"{name} is in none of the folders of OFFON_DATA")
+        with np.load(find_real(name), allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+
+    return load
+
+
+@pytest.fixture
+def real_table():
+    """A function: the rows of a real table of published numbers."""
+
+    def load(name: str) -> list[dict[str, str]]:
+        with find_real(name).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
 
     return load
 

@@ -41,6 +41,14 @@ SETTINGS = {
         "algorithm.n_actions=3",
         "task=fisor/PointRobot",
     ),
+    "fisor": (
+        "algorithm=fisor/point_robot",
+        "algorithm.width=16",
+        "algorithm.critic_rows=8",
+        "algorithm.diffusion_steps=3",
+        "algorithm.candidates=3",
+        "task=fisor/PointRobot",
+    ),
 }
 GOLDEN = {
     "bc": {"state": 126.23757, "return": 28.622833, "policy_loss": 0.24897805},
@@ -176,6 +184,19 @@ GOLDEN = {
         "q": -0.095816448,
         "unlikely_weight": 1.0008656,
         "policy_loss": 0.14226297,
+    },
+    "fisor": {
+        "state": 15257.33,
+        "return": 1.3674543,
+        "reward_value_loss": 0.066732958,
+        "v_reward": 0.17639835,
+        "policy_loss": 0.0030854321,
+        "weight": 0.00082021079,
+        "feasible": 0.97500002,
+        "cost_critic_loss": 1.7152541,
+        "reward_critic_loss": 0.36243159,
+        "cost_value_loss": 0.4367494,
+        "v_cost": -0.9248749,
     },
 }
 
