@@ -22,6 +22,7 @@ _UNITS = {
     "online": "seed-steps",
     "design": "decisions",
     "data": "rows",
+    "diffusion": "actions",
 }
 WHAT = tuple(_UNITS)
 _ON_CPU = ("design", "data")
@@ -65,7 +66,7 @@ def main(
 
 
 def _contestants(what: str, peers: Mapping[str, str], where: str) -> list[Contestant]:
-    from offon.benchmark import bench_data, bench_design, bench_evaluate, bench_online, bench_train
+    from offon.benchmark import bench_data, bench_design, bench_diffusion, bench_evaluate, bench_online, bench_train
 
     if what == "train":
         return bench_train.contestants(peers, where)
@@ -75,7 +76,8 @@ def _contestants(what: str, peers: Mapping[str, str], where: str) -> list[Contes
         raise BenchError(f"expected no --peer for `bench {what}`, which brings its own references; got {list(peers)}")
     if what in _ON_CPU:
         return (bench_design if what == "design" else bench_data).contestants()
-    return (bench_evaluate if what == "evaluate" else bench_online).contestants(where)
+    modules = {"evaluate": bench_evaluate, "online": bench_online, "diffusion": bench_diffusion}
+    return modules[what].contestants(where)
 
 
 def measure(

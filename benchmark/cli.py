@@ -91,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     gap.add_argument("--episodes", type=int, default=10, help="played by each replica (default 10)")
     gap.add_argument("--plot", type=Path, help="PNG to write (default gap-RUN.png here)")
     gap.add_argument("--json", action="store_true", help="machine-readable")
+    feasibility = command("feasibility", _feasibility, "draw from where a run of FISOR finds PointRobot feasible")
+    feasibility.add_argument("run", help="run folder or id")
+    feasibility.add_argument("--out", type=Path, default=Path("runs"), help="results folder of an id (default runs)")
+    feasibility.add_argument("--seed", type=int, help="whose values are drawn (default the run's first seed)")
+    feasibility.add_argument("--speed", type=float, default=2.0, help="of the robot (default 2, as episodes begin)")
+    feasibility.add_argument("--plot", type=Path, help="PNG to write (default feasibility-RUN.png here)")
     board = command("leaderboard", _leaderboard, "write table, plots and page from records")
     board.add_argument("results", type=Path, help="results folder (out=…)")
     board.add_argument("--out", type=Path, default=Path("board"), help="folder to write (default board)")
@@ -174,7 +180,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("train", "evaluate", "online", "design", "data"))
+    parser.add_argument("what", choices=("train", "evaluate", "online", "design", "data", "diffusion"))
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="e.g. d3rlpy=VENV/bin/python")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; designs and data use the CPU")
@@ -257,6 +263,13 @@ def _env_import(arguments: argparse.Namespace) -> int:
     from offon.benchmark import env_commands
 
     return env_commands.import_weights(arguments.checkout)
+
+
+def _feasibility(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import feasibility
+
+    known = vars(arguments)
+    return feasibility.show(*(known[name] for name in ("run", "out", "seed", "speed", "plot")))
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from offon.benchmark import (
     bench_contest,
     bench_data,
     bench_design,
+    bench_diffusion,
     bench_evaluate,
     bench_online,
     bench_peers,
@@ -219,7 +220,7 @@ def test_a_peer_that_is_not_there_is_refused(peers, message):
 
 
 def test_a_benchmark_that_does_not_exist_and_a_peer_without_use_are_refused():
-    with pytest.raises(BenchError, match="expected a benchmark among train, .*, design, data, got 'sing'"):
+    with pytest.raises(BenchError, match="expected a benchmark among train, .*, design, data, diffusion, got 'sing'"):
         bench.main("sing", {})
     with pytest.raises(BenchError, match="expected no --peer"):
         bench.main("evaluate", {"corl": "x"})
@@ -306,3 +307,33 @@ def test_every_way_of_reading_works(monkeypatch, tmp_path, how):
     facts, run = bench_data.reading({"how": how, "rows": 1500})
     run(1)
     assert facts["yield"] == 1500
+
+
+def test_the_loop_over_seeds_samples_what_the_batch_does():
+    method = bench_diffusion.policies(2, {"width": 16, "blocks": 2, "hidden_dims": (16, 16), "candidates": 4})
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in method.acting_policy.parameters():  # scales, shifts and biases that are not 1 and 0
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng))
+    obs, normals = torch.randn(2, 3, 11, generator=rng), torch.randn(2, 3, 5, 4, 2, generator=rng)
+    with torch.no_grad():
+        expected = method.choose(obs, normals)
+    for replica in range(2):
+        plain = bench_diffusion.Plain(method, replica)
+        torch.testing.assert_close(plain.act(obs[replica], normals[replica]), expected[replica], atol=1e-5, rtol=0)
+    assert plain.draw(3).shape == normals.shape[1:]
+
+
+@pytest.mark.parametrize("job", [{"what": "batch"}, {"what": "loop", "together": 1}, {"what": "loop", "together": 3}])
+def test_sampling_runs_and_says_what_a_unit_is(monkeypatch, job):
+    monkeypatch.setattr(bench_diffusion.device, "configure", lambda *_: None)
+    small = {"width": 16, "blocks": 1, "hidden_dims": (16, 16), "candidates": 2}
+    facts, run = bench_diffusion.sampling({"device": "cpu", "episodes": 3, "replicas": 2, "settings": small, **job})
+    run(2)
+    assert (facts["chunk"], facts["yield"]) == (1, 6)
+
+
+def test_the_diffusion_contest_sets_both_loops_beside_one_seed_and_eight():
+    found = bench_diffusion.contestants("cpu")
+    assert [(each.who, each.size) for each in found][2:] == [("offon", "R=1"), ("offon", "R=8")]
+    assert [each.job["together"] for each in found[:2]] == [1, 20]
