@@ -29,6 +29,7 @@ types: $(VENV)/.installed-test
 results: $(VENV)/.installed
 	$(BIN)/offon leaderboard results/dmsd --out results/dmsd/board --check
 	$(BIN)/offon leaderboard results/theory --out results/theory/board --check
+	$(BIN)/offon leaderboard results/online --out results/online/board --check
 
 install: $(VENV)/.installed
 

@@ -106,10 +106,12 @@ def curves(tasks: dict[str, list[Cell]], looks: Looks, seed: int, min_seeds: int
             axes.fill_between(updates, found.low, found.high, color=look.colour, alpha=0.15, linewidth=0)
         for switch in sorted({switch for cell in cells for switch in _switches(cell)}):
             axes.axvline(switch, color="0.35", linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
-            axes.annotate("online", (switch, 1.0), xycoords=("data", "axes fraction"), fontsize=6, va="bottom")
+            where = axes.get_xaxis_transform()  # the height as a share of the panel's
+            axes.text(switch, 0.02, " online", fontsize=6, va="bottom", transform=where)
         _behaviour_line(axes, cells, vertical=False)
         axes.set_title(short(task))
         axes.set_xlabel(_progress_unit(cells))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         axes.set_ylabel(_unit(cells))
         axes.grid(alpha=0.25)
     states = states_of((cell for cells in tasks.values() for cell in cells), min_seeds)
