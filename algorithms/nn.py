@@ -278,10 +278,14 @@ class Adam(torch.nn.Module):
         found = torch.autograd.grad(loss, self._params, self._ones)
         self._update([grad.contiguous() for grad in found])  # the fused kernel does not read strides
 
-    def reset(self) -> None:
-        """Forget the moments and the number of updates."""
+    def reset(self, keep: Tensor | None = None) -> None:
+        """Forget the moments and the number of updates; or, with a device scalar, multiply them by it (0 or 1)."""
         names = (f"{kind}_{index}" for kind in ("exp_avg", "exp_avg_sq") for index in range(len(self._params)))
-        torch._foreach_zero_([self.count, *(getattr(self, name) for name in names)])
+        state = [self.count, *(getattr(self, name) for name in names)]
+        if keep is None:
+            torch._foreach_zero_(state)
+        else:
+            torch._foreach_mul_(state, keep)
 
     def coast(self) -> None:
         """One update with a gradient of zero: moments decay and parameters move on, as where a loss leaves them out."""

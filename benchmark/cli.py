@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--check", action="store_true", help="write nothing; compare an existing board with the records")
     _add_runs(command("runs", _runs, "list, show, resume or remove runs"))
     _add_env(commands)
+    _add_text(commands)
     doctor = command("doctor", _doctor, "show versions, hardware and the data that is found")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     check = command("check", _check, "run the contract suite on an algorithm")
@@ -168,6 +169,21 @@ def _add_env(commands: Any) -> None:
     fetch.add_argument("env", choices=("neorl2/Fusion",))
     fetch.add_argument("checkout", type=Path, help="folder of the repository polixir/NeoRL2")
     fetch.set_defaults(function=_env_import)
+
+
+def _add_text(commands: Any) -> None:
+    summary = "train small language models on logged responses with rewards"
+    actions = commands.add_parser("text", help=summary, description=summary).add_subparsers(required=True)
+    run = actions.add_parser("run", help="train and judge methods; goes on with what a folder lacks")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. seeds=5 updates=250 clip=0.9")
+    run.add_argument("--data", default="hh", help="hh (looked for in OFFON_DATA), or a file of JSON lines")
+    run.add_argument("--methods", default="", help="comma list (default all)")
+    run.add_argument("--out", type=Path, default=Path("text"), help="results folder (default text)")
+    run.set_defaults(function=_text_run)
+    show = actions.add_parser("show", help="print the table of a results folder")
+    show.add_argument("results", type=Path)
+    show.add_argument("--json", action="store_true", help="machine-readable")
+    show.set_defaults(function=_text_show)
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +286,18 @@ def _feasibility(arguments: argparse.Namespace) -> int:
 
     known = vars(arguments)
     return feasibility.show(*(known[name] for name in ("run", "out", "seed", "speed", "plot")))
+
+
+def _text_run(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import text_commands
+
+    return text_commands.train(arguments.overrides, arguments.data, arguments.methods, arguments.out)
+
+
+def _text_show(arguments: argparse.Namespace) -> int:
+    from offon.benchmark import text_commands
+
+    return text_commands.show(arguments.results, arguments.json)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

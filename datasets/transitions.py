@@ -13,7 +13,7 @@ from offon.datasets.errors import ActionsBeyondError, DataError
 
 VECTOR_COLUMNS = ("obs", "action", "next_obs", "next_action")  # the others are one number per row
 PACKED_COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
-DERIVED_COLUMNS = ("next_action", "mc_return", "cost_to_go", "step")  # see the methods of these names
+DERIVED_COLUMNS = ("next_action", "mc_return", "cost_to_go", "step", "episode")  # see the methods of these names
 ACTION_TOLERANCE = 1e-3  # float32 logs of squashed policies stand a rounding beyond 1
 _STATS_ROWS = 65_536  # rows per float64 block: bounds the memory of stats()
 
@@ -145,6 +145,10 @@ class Transitions:
         """Return the number of each row inside its episode [N], from 0 on."""
         first = torch.repeat_interleave(self.starts, self.episode_lengths())
         return (torch.arange(self.size) - first).float()
+
+    def episode(self) -> Tensor:
+        """Return the number of each row's episode [N], as a float that is exact below 2^24."""
+        return torch.repeat_interleave(torch.arange(self.n_episodes), self.episode_lengths()).float()
 
     def pack(
         self,

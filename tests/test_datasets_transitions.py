@@ -63,6 +63,13 @@ def test_episode_lengths_and_returns_follow_the_starts():
     assert data.episode_returns().dtype == torch.float64
 
 
+def test_rows_know_the_number_of_their_episode():
+    data = make(lengths=(3, 1, 4))
+    assert data.episode().tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+    rows, layout = data.pack(("reward", "episode"))
+    assert torch.equal(rows[:, layout["episode"]].squeeze(1), data.episode())
+
+
 def test_stats_are_population_moments_of_obs_and_extreme_returns():
     data = make(lengths=(5, 7, 20))
     stats = data.stats()

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from offon.algorithms.bc import BC
 from offon.algorithms.interface import Rows
+from offon.algorithms.noise import Noise
 from offon.algorithms.td3_bc import TD3BC
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.stepper import restore, snapshot
@@ -84,3 +87,38 @@ def test_replay_holds_the_columns_that_any_source_asks_for():
         "cost",
         "mc_return",
     }
+
+
+def test_windows_stay_within_their_episode_and_begin_at_any_row():
+    data = make_uneven()
+    replay, noise = Replay(data, {"episode"}, "cpu", None), Noise((0, 1), "offline", chunk=1)
+    noise.begin_chunk(0)
+    batch = replay.draw("data", Rows(200, ("episode",), window=4), noise)
+    assert batch.rows.shape[:3] == (2, 200, 4) and batch.mask.shape == (2, 200, 4)
+    first = batch.column("obs")[..., 0, 0].long()  # the number of the row
+    assert set(first.unique().tolist()) == set(range(8))
+    last = torch.tensor([2, 2, 2, 3, 7, 7, 7, 7])[first]
+    place = first[..., None] + torch.arange(4)
+    assert torch.equal(batch.mask, (place <= last[..., None]).float())
+    assert torch.equal(batch.column("obs")[..., 0].long(), torch.minimum(place, last[..., None]))
+    assert (batch.column("episode") == batch.column("episode")[..., :1]).all()
+
+
+def make_uneven():
+    """Episodes of 3, 1 and 4 steps whose observation is the number of the row."""
+    ends = torch.tensor([0.0, 0, 1, 1, 0, 0, 0, 1])
+    number = torch.arange(8.0)[:, None]
+    return replace(
+        random_transitions(1, 1, episodes=1, length=8),
+        obs=number,
+        next_obs=number + 1,
+        terminated=ends,
+        truncated=torch.zeros(8),
+        starts=torch.tensor([0, 3, 4]),
+    )
+
+
+@pytest.mark.parametrize("settings", [{"window": 0}, {"window": 2, "of": "online"}, {"window": 2, "per_step": True}])
+def test_windows_of_anything_but_logged_rows_are_refused(settings):
+    with pytest.raises(ValueError, match="expected a window of 1 or more steps of offline rows"):
+        Rows(4, **settings)
