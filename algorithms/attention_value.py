@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from offon.algorithms.nn import generator_of
 from offon.algorithms.noise import Noise
-from offon.counter import key_of
+from offon.algorithms.transformer import dropped
 
 
 class AttentionValue(torch.nn.Module):
@@ -29,7 +30,7 @@ class AttentionValue(torch.nn.Module):
         inwards, outwards = math.sqrt(6.0 / (width + 3 * width)), 1.0 / math.sqrt(width)  # as torch starts them
         drawn: dict[str, list[Tensor]] = {}
         for seed in seeds:
-            generator = torch.Generator().manual_seed(key_of(seed, "init", name) & 0x7FFFFFFFFFFFFFFF)
+            generator = generator_of(seed, name)
             drawn.setdefault("query", []).append(torch.randn(1, width, generator=generator))
             for part, size, bound in (
                 ("mix", (width, 3 * width), inwards),
@@ -46,11 +47,12 @@ class AttentionValue(torch.nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor, noise: Noise | None = None) -> Tensor:
         """Values [R, B] of features [R, B, L, d] where the mask [R, B, L] is 1; dropout where `noise` is passed."""
-        hidden = self._dropped(hidden, "in", noise)
+        hidden = dropped(hidden, self.dropout, noise, f"{self.name}/in")
         weights, values = self._attention(hidden, mask)
         replicas, rows = mask.shape[:2]
         found = torch.einsum("rbhl,rblhe->rbhe", weights, values).reshape(replicas, rows, -1)
-        found = self._dropped(torch.baddbmm(self.joined_bias, found, self.joined), "out", noise)
+        found = torch.baddbmm(self.joined_bias, found, self.joined)
+        found = dropped(found, self.dropout, noise, f"{self.name}/out")
         return self.most * torch.sigmoid(torch.baddbmm(self.last_bias, found, self.last)).squeeze(-1)
 
     def _attention(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,9 +65,3 @@ class AttentionValue(torch.nn.Module):
         query = query.view(replicas, self.heads, -1)
         scores = torch.einsum("rhe,rblhe->rbhl", query, keys) / math.sqrt(width / self.heads)
         return scores.masked_fill(mask[:, :, None] == 0, -torch.inf).softmax(-1), values
-
-    def _dropped(self, x: Tensor, name: str, noise: Noise | None) -> Tensor:
-        if noise is None or not self.dropout:
-            return x
-        keep = noise.keep(f"{self.name}/{name}", 1.0 - self.dropout, *x.shape[1:])
-        return x * (keep / (1.0 - self.dropout))

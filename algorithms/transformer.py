@@ -69,6 +69,20 @@ def dropped(x: Tensor, rate: float, noise: Noise | None, name: str) -> Tensor:
     return x * (noise.keep(name, 1.0 - rate, *x.shape[1:]) / (1.0 - rate))
 
 
+class Cache:
+    """Keys and values of tokens that a block has seen, [R B, heads, L, width / heads]; grown in acting, not trained."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def extended(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Those held with further ones behind them, which are held from now on."""
+        if self._held is not None:
+            key, value = torch.cat((self._held[0], key), 2), torch.cat((self._held[1], value), 2)
+        self._held = key, value
+        return self._held
+
+
 class Block(torch.nn.Module):
     """Attention, then a perceptron, each added to what went in: [R, B, L, width] -> the same."""
 
@@ -83,11 +97,16 @@ class Block(torch.nn.Module):
         self.up = Linear(seeds, f"{name}/up", width, _WIDEN * width)
         self.down = Linear(seeds, f"{name}/down", _WIDEN * width, width)
 
-    def forward(self, x: Tensor, allowed: Tensor | None, noise: Noise | None) -> Tensor:
-        """`allowed` [R B, 1, L, L]: which tokens (last) each one sees; None: itself and all before."""
+    def forward(self, x: Tensor, allowed: Tensor | None, noise: Noise | None, cache: Cache | None = None) -> Tensor:
+        """`allowed` [R B, 1, L, L]: which tokens (last) each one sees; None: itself and all before.
+
+        With a cache, these tokens stand behind those it holds, and are added to it.
+        """
         replicas, batch, length, width = x.shape
         found = self.inputs(self.attention_norm(x)).view(replicas * batch, length, 3, self.heads, -1)
         query, key, value = found.permute(2, 0, 3, 1, 4).unbind(0)
+        if cache is not None:
+            key, value = cache.extended(key, value)
         attention = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed, is_causal=allowed is None
         )

@@ -126,8 +126,8 @@ def test_another_replicas_words_change_no_gradient():
 
 
 def test_heads_share_the_width_evenly():
-    with pytest.raises(ValueError, match="expected a width that 4 heads share evenly, got 10"):
-        Shape(20, 5, 6, width=10)
+    with pytest.raises(ValueError, match="expected a width that is a multiple of the number of heads, got 10 and 4"):
+        WordModel(SEEDS, "words", Shape(20, 5, 6, width=10))
 
 
 # ---- words
