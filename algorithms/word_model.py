@@ -42,15 +42,13 @@ class WordModel(torch.nn.Module):
     def __init__(self, seeds: Sequence[int], name: str, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        tables = {"words": shape.vocabulary, "places": shape.prompt + shape.response}
-        self.words, self.places = (
-            torch.nn.Parameter(
-                torch.stack(
-                    [0.02 * torch.randn(n, shape.width, generator=generator_of(seed, name, part)) for seed in seeds]
-                )
-            )
-            for part, n in tables.items()
-        )
+
+        def table(part: str, entries: int) -> torch.nn.Parameter:
+            drawn = [torch.randn(entries, shape.width, generator=generator_of(seed, name, part)) for seed in seeds]
+            return torch.nn.Parameter(0.02 * torch.stack(drawn))
+
+        self.words = table("words", shape.vocabulary)
+        self.places = table("places", shape.prompt + shape.response)
         self.blocks = torch.nn.ModuleList(
             Block(seeds, f"{name}/{layer}", shape.width, shape.heads, dropout=0.0) for layer in range(shape.layers)
         )
@@ -103,10 +101,8 @@ class WordModel(torch.nn.Module):
         first = stop - numbers.shape[-1]
         place = (inside.cumsum(-1) - 1.0).clamp(min=0.0).long()[..., first:]
         x = self._look_up(self.words, numbers) + self._look_up(self.places, place)
-        here, there = (
-            torch.arange(first, stop, device=numbers.device)[:, None],
-            torch.arange(stop, device=numbers.device),
-        )
+        there = torch.arange(stop, device=numbers.device)
+        here = there[first:, None]
         # a word sees itself, so that padding is no empty row
         seen = (((there <= here) & (inside[:, :, None] > 0)) | (there == here)).flatten(0, 1)[:, None]
         for number, block in enumerate(self.blocks):
