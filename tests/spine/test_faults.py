@@ -92,7 +92,7 @@ def test_a_missing_file_a_folder_and_an_unknown_name(refused, tmp_path):
 
 def test_published_data_that_is_not_here_says_where_it_was_searched_and_what_to_do(refused):
     said = refused("task=neorl2/DMSD")
-    assert "searched" in said and "OFFON_DATA is not set" in said and "curl -fL -o" in said
+    assert "searched" in said and "OFFON_DATA is not set" in said and "offon data fetch neorl2/DMSD" in said
 
 
 def test_own_data_of_another_width_than_the_simulator(refused, npz):
