@@ -44,7 +44,7 @@ Metrics = dict[str, list[float]]  # one number per seed
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What determines the numbers, beside the data; the defaults take about two minutes a seed on one core."""
+    """What determines the numbers, beside the data; the defaults take about three minutes a seed on one core."""
 
     seeds: int = 5
     reference_updates: int = 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,6 +226,13 @@ def test_a_run_writes_after_each_method_and_goes_on_with_what_is_missing(own, tm
     assert json.loads(capsys.readouterr().out) == both
     assert main([*command, "updates=5"]) == 2
     assert "holds results of other settings, data or reward" in capsys.readouterr().err
+
+
+def test_the_readmes_table_is_that_of_the_published_file():
+    root = Path(__file__).parent.parent
+    shown = text_commands.table(json.loads((root / "results/text/result.json").read_bytes())).split("\n\n")[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert readme.split("<!-- text:begin -->")[1].split("<!-- text:end -->")[0].strip() == shown
 
 
 def test_a_folder_without_results_or_with_broken_ones_is_named(tmp_path, capsys):
