@@ -161,6 +161,8 @@ class HasASettingJsonChanges(Imitation):
 
 
 class HasAnUndocumentedSetting(Imitation):
+    PRESETS = {}  # each would be checked too
+
     @dataclass(frozen=True)
     class Config(BC.Config):
         strength: float = 1.0

@@ -53,7 +53,7 @@ def test_options_of_the_simulator_go_to_the_simulator_alone(offon, tmp_path):
     done = offon("run", "algorithm=bc", "task=comblock/H5", "dynamics.anti_reward=sweet", out)
     assert done.status == 2 and "anti_reward" in done.err
     done = offon("run", "algorithm=bc", "data.episodes=5", out)
-    assert done.status == 2 and "offon/dmsd-small has logged data, not generated: leave data.episodes= out" in done.err
+    assert done.status == 2 and "logged data have no option data.episodes. There are: density_max" in done.err
     done = offon("run", "algorithm=bc", "task=comblock/H5", "data.episodes=[1,2]", out)
     assert done.status == 2 and "expected one number, word or truth value for data.episodes" in done.err
     assert not (tmp_path / "out").exists()
