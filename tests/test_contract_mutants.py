@@ -18,7 +18,9 @@ from offon.benchmark.watch import ContractError
 
 
 class Imitation(BC):
-    """BC whose loss a mutant bends."""
+    """BC whose loss a mutant bends; without presets, each of which would be checked too."""
+
+    PRESETS = {}
 
     def bend(self, loss, data, noise):
         return loss
@@ -161,8 +163,6 @@ class HasASettingJsonChanges(Imitation):
 
 
 class HasAnUndocumentedSetting(Imitation):
-    PRESETS = {}  # each would be checked too
-
     @dataclass(frozen=True)
     class Config(BC.Config):
         strength: float = 1.0
