@@ -80,7 +80,7 @@ def acts_in(cell: Cell) -> str:
     """The environment that a cell's method acted in, in words."""
     if not acts_on_logged_data(cell):
         return NO_ACTING
-    gap = cell.identity.get("simulator") or {}
+    gap = (cell.identity.get("simulator") or {}).get("options") or {}
     return ", ".join(f"{name}={value}" for name, value in sorted(gap.items())) or TRUE
 
 

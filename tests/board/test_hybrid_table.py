@@ -24,7 +24,7 @@ def act(out, seed, label, slope=4.0, simulator=None, steps=10_000):
     cell = make_cell(label=label, final_episodes=8)
     cell["protocol"] = {"name": "hybrid", "env_steps": steps}
     if simulator:
-        cell["simulator"] = simulator
+        cell["simulator"] = {"id": "neorl2/DMSD", "version": "1", "options": simulator}
     report = make_report("neorl2/DMSD")
     span = report["score_max"] - report["score_min"]
     at = AT[AT <= steps]
