@@ -30,6 +30,7 @@ results: $(VENV)/.installed
 	$(BIN)/offon leaderboard results/dmsd --out results/dmsd/board --check
 	$(BIN)/offon leaderboard results/theory --out results/theory/board --check
 	$(BIN)/offon leaderboard results/online --out results/online/board --check
+	$(BIN)/offon leaderboard results/hybrid --out results/hybrid/board --check
 	$(BIN)/offon leaderboard results/robust --out results/robust/board --check
 	$(BIN)/offon leaderboard results/safe --out results/safe/board --check
 
