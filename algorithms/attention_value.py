@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offon.algorithms.nn import generator_of
+from offon.algorithms.nn import dropped, generator_of
 from offon.algorithms.noise import Noise
-from offon.algorithms.transformer import dropped
 
 
 class AttentionValue(torch.nn.Module):

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, mish
 
 from offon.algorithms.losses import weighted_loss
-from offon.algorithms.nn import MLP
+from offon.algorithms.nn import MLP, dropped, generator_of
 from offon.algorithms.noise import Noise
 from offon.algorithms.perceptron import perceptron
-from offon.counter import key_of
 
 SCHEDULES = ("vp", "cosine", "linear")
 _NORM_EPS = 1e-6  # flax's; torch's is 1e-5
@@ -178,10 +177,7 @@ class Denoiser(torch.nn.Module):
     def _guess(self, hidden: Tensor, known: Matrices, noise: Noise | None = None) -> Tensor:
         width = hidden.shape[-1]
         for number, (up, up_bias, down, down_bias) in enumerate(known.blocks):
-            seen = hidden
-            if noise is not None and self.dropout:
-                keep = noise.keep(f"{self.name}/dropout{number}", 1.0 - self.dropout, *hidden.shape[1:])
-                seen = hidden * (keep / (1.0 - self.dropout))
+            seen = dropped(hidden, self.dropout, noise, f"{self.name}/dropout{number}")
             seen = layer_norm(seen, (width,), eps=_NORM_EPS)
             hidden = torch.baddbmm(hidden + down_bias, mish(torch.baddbmm(up_bias, seen, up)), down)
         return perceptron(mish(hidden), list(self.exit.weights), list(self.exit.biases))
@@ -197,6 +193,6 @@ def _frequencies(seeds: Sequence[int], name: str, count: int) -> Tensor:
     """Normal initial frequencies [R, 1, count] of each replica."""
     found = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(key_of(seed, "init", f"{name}/kernel") & 0x7FFFFFFFFFFFFFFF)
+        generator = generator_of(seed, f"{name}/kernel")
         found.append(_KERNEL_STD * torch.randn(1, count, generator=generator))
     return torch.stack(found)

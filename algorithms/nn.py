@@ -21,6 +21,13 @@ def generator_of(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(key_of(seed, "init", *names) & 0x7FFFFFFFFFFFFFFF)
 
 
+def dropped(x: Tensor, rate: float, noise: Noise | None, name: str) -> Tensor:
+    """Dropout of [R, ...], where there is noise."""
+    if noise is None or not rate:
+        return x
+    return x * (noise.keep(name, 1.0 - rate, *x.shape[1:]) / (1.0 - rate))
+
+
 def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
     weight = torch.empty(fan_in, fan_out)
     if init == "torch":  # torch.nn.Linear's default: U(+-1/sqrt(fan_in)) for weights and biases

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offon.algorithms.nn import generator_of
+from offon.algorithms.nn import dropped, generator_of
 from offon.algorithms.noise import Noise
 
 _STD = 0.02  # of initial weights
@@ -60,13 +60,6 @@ class LayerNorm(torch.nn.Module):
         """Normalised."""
         normalised = torch.nn.functional.layer_norm(x, x.shape[-1:]).flatten(1, -2)
         return torch.addcmul(self.shift, normalised, self.scale).view(x.shape)
-
-
-def dropped(x: Tensor, rate: float, noise: Noise | None, name: str) -> Tensor:
-    """Dropout of [R, ...], where there is noise."""
-    if noise is None or not rate:
-        return x
-    return x * (noise.keep(name, 1.0 - rate, *x.shape[1:]) / (1.0 - rate))
 
 
 class Cache:
