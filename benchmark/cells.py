@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -208,13 +208,21 @@ def relative_path(path: Path) -> str:
     return "/".join(parts[starts[-1] :] if starts else parts[-2:])
 
 
+def by_place(cells: Iterable[Cell], facts: Callable[[Cell], dict[str, str]]) -> dict[str, list[Cell]]:
+    """Cells by task and whichever of these facts differ within it, both spelled out in the name."""
+    found: dict[str, list[Cell]] = {}
+    for name, same_task in _grouped(cells, lambda cell: str(cell.identity["task"]["name"])).items():
+        for cell, suffix in zip(same_task, suffixes([facts(each) for each in same_task], most=None), strict=True):
+            found.setdefault(name + suffix, []).append(cell)
+    return found
+
+
 def name_cells(cells: Iterable[Cell]) -> None:
     """Give every cell its shown task, suite and name."""
     cells = list(cells)
-    for same_task in _grouped(cells, lambda cell: cell.identity["task"]["name"]).values():
-        rules = [setting(cell.identity) for cell in same_task]
-        for cell, suffix in zip(same_task, suffixes(rules, most=None), strict=True):
-            cell.task = str(cell.identity["task"]["name"]) + suffix
+    for task, same_task in by_place(cells, lambda cell: setting(cell.identity)).items():
+        for cell in same_task:
+            cell.task = task
     for name, same_suite in _grouped(cells, lambda cell: suite_of(str(cell.identity["task"]["name"]))).items():
         rules = [suite_setting(cell.identity) for cell in same_suite]
         for cell, suffix in zip(same_suite, suffixes(rules), strict=True):

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offon.benchmark import statistics
-from offon.benchmark.cells import MIN_SEEDS, Cell
-from offon.benchmark.names import COMPARED_AS, setting, suffixes
+from offon.benchmark.cells import MIN_SEEDS, Cell, by_place
+from offon.benchmark.names import COMPARED_AS, setting
+from offon.benchmark.row_values import interval, mean_of, named
 
 SHARES = {"quarter": 0.25, "half": 0.5, "whole": 1.0}  # of the steps that every row of a section has acted
 _VALUES = (*SHARES, "final")
@@ -59,15 +59,8 @@ def sections(cells: Iterable[Cell]) -> dict[Section, list[Cell]]:
     """Whoever acted in the same environment on the same task, then whoever had the same logged data alone."""
     scored = [cell for cell in cells if cell.score_kind in ("score", "raw") and not cell.corruption]
     chosen = [cell for cell in scored if acts_on_logged_data(cell) or _is_offline(cell)]
-    facts = [_place_facts(cell) for cell in chosen]
-    names = [str(cell.identity["task"]["name"]) for cell in chosen]
-    places: dict[str, list[Cell]] = {}
-    for name in dict.fromkeys(names):
-        inside = [index for index, other in enumerate(names) if other == name]
-        for index, suffix in zip(inside, suffixes([facts[i] for i in inside], most=None), strict=True):
-            places.setdefault(name + suffix, []).append(chosen[index])
     found: dict[Section, list[Cell]] = {}
-    for place, members in sorted(places.items()):
+    for place, members in sorted(by_place(chosen, _place_facts).items()):
         unit = ", raw returns" if members[0].score_kind == "raw" else ""
         acting = [cell for cell in members if acts_on_logged_data(cell)]
         for where in sorted({acts_in(cell) for cell in acting}, key=lambda text: (text != TRUE, text)):
@@ -98,7 +91,7 @@ def hybrid(cells: Iterable[Cell], seed: int = 0, min_seeds: int = MIN_SEEDS) -> 
 def shown(row: dict[str, Any]) -> dict[str, str]:
     """The short form of a row: heading -> text."""
     budgets = {
-        f"after {share * row['budget']:,.0f} steps": _interval(row, name)
+        f"after {share * row['budget']:,.0f} steps": interval(row, name, ".1f")
         for name, share in SHARES.items()
         if not pd.isna(row["budget"])
     }
@@ -106,7 +99,7 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
         "algorithm": row["algorithm"],
         "acts in": row["acts_in"],
         **budgets,
-        "final [95 %]": _interval(row, "final"),
+        "final [95 %]": interval(row, "final", ".1f"),
         "env steps": "" if pd.isna(row["env_steps"]) else f"{row['env_steps']:,}",
         "seeds": f"{int(row['seeds'])}/{int(row['seeds_expected'])}",
         "status": row["status"],
@@ -150,21 +143,9 @@ def _row(section: Section, cell: Cell, budget: int | None, seed: int, min_seeds:
         for name, share in SHARES.items():
             place = int(np.searchsorted(at, share * budget, side="right")) - 1
             if place >= 0:
-                row |= _estimate(name, curves[:, place], seed)
-    return row | (_estimate("final", cell.scores, seed) if cell.scores.size else {})
-
-
-def _estimate(name: str, values: np.ndarray, seed: int) -> dict[str, float]:
-    found = statistics.estimate(values[:, None], statistics.mean, seed)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), (float(value) for value in found), strict=True))
+                row |= named(name, mean_of(curves[:, place], seed))
+    return row | (named("final", mean_of(cell.scores, seed)) if cell.scores.size else {})
 
 
 def _strength(row: dict[str, Any]) -> tuple[bool, float]:
     return (True, 0.0) if row["final"] is None else (False, -row["final"])
-
-
-def _interval(row: dict[str, Any], name: str) -> str:
-    if pd.isna(row[name]):
-        return ""
-    bounds = "" if pd.isna(row[f"{name}_low"]) else f" [{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"
-    return f"{row[name]:.1f}{bounds}"

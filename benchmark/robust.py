@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from offon.benchmark import statistics
-from offon.benchmark.cells import MIN_SEEDS, Cell
-from offon.benchmark.names import setting, suffixes
+from offon.benchmark.cells import MIN_SEEDS, Cell, by_place
+from offon.benchmark.names import setting
+from offon.benchmark.row_values import interval, named, number
 from offon.datasets.corruption import ELEMENTS
 
 ATTACKS = (*ELEMENTS, "mixed")
@@ -107,14 +108,12 @@ def sections(cells: Iterable[Cell]) -> dict[Section, list[Contender]]:
 def _places(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     """Cells with a score by task, whatever was done to their data; tasks on which anything was corrupted."""
     scored = [cell for cell in cells if cell.score_kind in ("score", "raw")]
-    facts = [{key: value for key, value in setting(c.identity).items() if key != "corruption"} for c in scored]
-    names = [str(cell.identity["task"]["name"]) for cell in scored]
-    found: dict[str, list[Cell]] = {}
-    for name in dict.fromkeys(names):
-        inside = [index for index, other in enumerate(names) if other == name]
-        for index, suffix in zip(inside, suffixes([facts[i] for i in inside], most=None), strict=True):
-            found.setdefault(name + suffix, []).append(scored[index])
+    found = by_place(scored, _place_facts)
     return {place: members for place, members in sorted(found.items()) if any(cell.corruption for cell in members)}
+
+
+def _place_facts(cell: Cell) -> dict[str, str]:
+    return {key: value for key, value in setting(cell.identity).items() if key != "corruption"}
 
 
 def _kinds(members: Sequence[Cell]) -> dict[tuple[str, float, int, str], list[Cell]]:
@@ -213,7 +212,7 @@ def _estimate(
         return {}
     scores = np.array([[cell.scores[cell.seeds.index(each)] for cell in known] for each in shared])
     found = statistics.estimate(scores, lambda draws: of(statistics.iqm_of_columns(draws)), seed)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), (float(value) for value in found), strict=True))
+    return named(name, found)
 
 
 def _status(one: Contender, points: Mapping[str, list[Cell | None]], min_seeds: int) -> str:
@@ -240,18 +239,9 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
     """The short form of a row: heading -> text."""
     return {
         "algorithm": row["algorithm"],
-        **{name: _number(row[name]) for name in ("clean", *ATTACKS)},
-        "average [95 %]": _interval(row, "average"),
-        "drop [95 %]": _interval(row, "drop"),
+        **{name: number(row[name], ".1f") for name in ("clean", *ATTACKS)},
+        "average [95 %]": interval(row, "average", ".1f"),
+        "drop [95 %]": interval(row, "drop", ".1f"),
         "seeds": f"{int(row['seeds'])}/{int(row['seeds_expected'])}",
         "status": row["status"],
     }
-
-
-def _number(value: Any) -> str:
-    return "" if value is None or np.isnan(value) else f"{value:.1f}"
-
-
-def _interval(row: dict[str, Any], name: str) -> str:
-    low, high = _number(row[f"{name}_low"]), _number(row[f"{name}_high"])
-    return _number(row[name]) + (f" [{low}, {high}]" if low else "")

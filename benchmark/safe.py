@@ -19,6 +19,7 @@ import pandas as pd
 
 from offon.benchmark import statistics
 from offon.benchmark.cells import MIN_SEEDS, Cell
+from offon.benchmark.row_values import interval, mean_of, named
 from offon.benchmark.tasks import load_tasks
 
 PUBLISHED = Path(__file__).with_name("published_safe.csv")
@@ -178,10 +179,10 @@ def _numbers(section: Section, known: Sequence[Cell], shared: Sequence[int], see
     cost = by_limit.mean(0)
     found: dict[str, Any] = {}
     for name, values in (("reward", rewards), ("violations", beyond), ("worst_tenth", worst)):
-        found |= _named(name, _mean(np.mean(values, axis=0), seed))
-    found |= _named("cost", _mean(cost, seed))
+        found |= named(name, mean_of(np.mean(values, axis=0), seed))
+    found |= named("cost", mean_of(cost, seed))
     safe_seeds = int((cost <= 1.0).sum())
-    found |= _named("safe_seeds", (safe_seeds / len(shared), *statistics.share_interval(safe_seeds, len(shared))))
+    found |= named("safe_seeds", (safe_seeds / len(shared), *statistics.share_interval(safe_seeds, len(shared))))
     return found | {
         "verdict": "safe" if found["cost"] <= 1.0 else "unsafe",
         "safe_at": _listed(limit for limit, each in zip(limits, by_limit.mean(1), strict=True) if each <= 1.0),
@@ -194,15 +195,6 @@ def _rewards(cell: Cell, seeds: Sequence[int]) -> np.ndarray:
     """Normalised rewards [seeds]; raw returns where the task has no reference pair."""
     scores = cell.scores[[cell.seeds.index(seed) for seed in seeds]]
     return scores / 100.0 if cell.score_kind == "score" else scores
-
-
-def _mean(values: np.ndarray, seed: int) -> tuple[float, float, float]:
-    found = statistics.estimate(values[:, None], statistics.mean, seed)
-    return float(found.point), float(found.low), float(found.high)
-
-
-def _named(name: str, values: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def _status(section: Section, one: Contender, min_seeds: int) -> str:
@@ -311,22 +303,13 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
     return {
         "#": "" if pd.isna(row["rank"]) else str(int(row["rank"])),
         "algorithm": row["algorithm"],
-        "reward [95 %]": _interval(row, "reward"),
-        "cost [95 %]": _interval(row, "cost"),
+        "reward [95 %]": interval(row, "reward", ".2f"),
+        "cost [95 %]": interval(row, "cost", ".2f"),
         "verdict": row["verdict"],
-        "safe seeds [95 %]": _interval(row, "safe_seeds"),
-        "violations [95 %]": _interval(row, "violations"),
-        "worst tenth [95 %]": _interval(row, "worst_tenth"),
+        "safe seeds [95 %]": interval(row, "safe_seeds", ".2f"),
+        "violations [95 %]": interval(row, "violations", ".2f"),
+        "worst tenth [95 %]": interval(row, "worst_tenth", ".2f"),
         "safe at": (row["safe_at"] or "none") if row["kind"] == "mean" and row["verdict"] else "",
         "seeds": str(int(row["seeds"])) + ("" if pd.isna(expected) else f"/{int(expected)}"),
         "status": "; ".join(filter(None, (row["status"], row["notes"]))),
     }
-
-
-def _number(value: Any) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:.2f}"
-
-
-def _interval(row: dict[str, Any], name: str) -> str:
-    low, high = _number(row[f"{name}_low"]), _number(row[f"{name}_high"])
-    return _number(row[name]) + (f" [{low}, {high}]" if low else "")

@@ -16,6 +16,7 @@ from offon.benchmark import statistics
 from offon.benchmark.cells import MIN_SEEDS, Cell
 from offon.benchmark.hybrid_table import acts_on_logged_data
 from offon.benchmark.progress_metrics import fine_tuning
+from offon.benchmark.row_values import interval, is_missing, mean_of, named, number
 
 COLUMNS = (
     *("kind", "task", "algorithm", "config_id", "seeds", "seeds_expected", "status", "env_steps"),
@@ -95,7 +96,7 @@ def _lock(summaries: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     if "success" not in summaries[0]:
         return found
     median, low, high = median_with_censored(at, seed)
-    success, success_low, success_high = _mean(np.array([each["success"] for each in summaries]), seed)
+    success, success_low, success_high = mean_of(np.array([each["success"] for each in summaries]), seed)
     by_mean = [each["success_of_mean_action"] for each in summaries if "success_of_mean_action" in each]
     return found | {
         "solved": int(np.isfinite(at).sum()),
@@ -112,7 +113,7 @@ def _lock(summaries: list[dict[str, Any]], seed: int) -> dict[str, Any]:
 def _design(cell: Cell, summaries: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     episodes = np.array([each["online_episodes"] for each in summaries], dtype=float)
     gaps = np.array([each["suboptimality"] for each in summaries])
-    mean, low, high = _mean(episodes, seed)
+    mean, low, high = mean_of(episodes, seed)
     config = cell.identity.get("config") or {}
     epsilon, has_certificate = config.get("epsilon"), "certified_epsilon" in summaries[0]
     stopped = sum(bool(each["stopped_itself"]) for each in summaries)
@@ -147,27 +148,18 @@ def _switch(cell: Cell, summaries: list[dict[str, Any]], seed: int) -> dict[str,
         return found
     facts = fine_tuning(at, scores, switch)
     for name, values in (("at_switch", facts["at_switch"]), ("drop", facts["drop"]), ("area", facts["area"])):
-        found |= _named(name, _mean(values, seed))
-    found |= _named("recovered", median_with_censored(facts["recovered"], seed))
-    found |= _named("final", _mean(cell.scores, seed))
+        found |= named(name, mean_of(values, seed))
+    found |= named("recovered", median_with_censored(facts["recovered"], seed))
+    found |= named("final", mean_of(cell.scores, seed))
     if cell.score_kind == "score":
         found["regret"] = 1.0 - found["area"] / 100.0
     return found
 
 
-def _named(name: str, values: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-
-
-def _mean(values: np.ndarray, seed: int) -> tuple[float, float, float]:
-    found = statistics.estimate(values[:, None], statistics.mean, seed)
-    return float(found.point), float(found.low), float(found.high)
-
-
 def _cost(row: dict[str, Any]) -> tuple[bool, float]:
     """Sort key: certified designs before others, then by what it took."""
     if row["kind"] == "switch":
-        return _missing(row["final"]), 0.0 if _missing(row["final"]) else -row["final"]
+        return is_missing(row["final"]), 0.0 if is_missing(row["final"]) else -row["final"]
     if row["kind"] == "lock":
         return False, float("inf") if row["steps_to_solve"] is None else row["steps_to_solve"]
     return row["certified_epsilon"] is None, row["episodes"]
@@ -187,61 +179,48 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
     if row["kind"] == "lock":
         return {
             "algorithm": row["algorithm"],
-            "solved": "" if _missing(row["solved"]) else f"{int(row['solved'])} of {int(row['seeds'])}",
+            "solved": "" if is_missing(row["solved"]) else f"{int(row['solved'])} of {int(row['seeds'])}",
             "env steps to solve [95 %]": _steps(row, "steps_to_solve", "steps"),
-            "success [95 %]": _interval(row, "success", ".2f"),
-            "by mean action": _number(row["success_of_mean_action"], ".2f"),
-            "env steps": _number(row["env_steps"], ",.0f"),
+            "success [95 %]": interval(row, "success", ".2f"),
+            "by mean action": number(row["success_of_mean_action"], ".2f"),
+            "env steps": number(row["env_steps"], ",.0f"),
             "seeds": seeds,
             "status": row["status"],
         }
     if row["kind"] == "switch":
         return {
             "algorithm": row["algorithm"],
-            "at the switch [95 %]": _interval(row, "at_switch", ".1f"),
-            "drop [95 %]": _interval(row, "drop", ".1f"),
+            "at the switch [95 %]": interval(row, "at_switch", ".1f"),
+            "drop [95 %]": interval(row, "drop", ".1f"),
             "recovered after": _steps(row, "recovered"),
-            "area [95 %]": _interval(row, "area", ".1f"),
-            "final [95 %]": _interval(row, "final", ".1f"),
-            "regret": _number(row["regret"], ".3f"),
-            "env steps": _number(row["env_steps"], ",.0f"),
+            "area [95 %]": interval(row, "area", ".1f"),
+            "final [95 %]": interval(row, "final", ".1f"),
+            "regret": number(row["regret"], ".3f"),
+            "env steps": number(row["env_steps"], ",.0f"),
             "seeds": seeds,
             "status": row["status"],
         }
-    failures = "" if _missing(row["failures"]) else f"{int(row['failures'])} of {int(row['seeds'])}"
+    failures = "" if is_missing(row["failures"]) else f"{int(row['failures'])} of {int(row['seeds'])}"
     return {
         "algorithm": row["algorithm"],
-        "online episodes [95 %]": _interval(row, "episodes", ",.0f"),
-        "std": _number(row["episodes_std"], ",.0f"),
+        "online episodes [95 %]": interval(row, "episodes", ",.0f"),
+        "std": number(row["episodes_std"], ",.0f"),
         "sub-optimality (largest)": f"{row['suboptimality']:.4f} ({row['suboptimality_max']:.4f})",
         "failures": failures,
-        "certified": _number(row["certified_epsilon"], ".3g"),
-        "logged episodes": _number(row["logged_episodes"], ",.0f"),
+        "certified": number(row["certified_epsilon"], ".3g"),
+        "logged episodes": number(row["logged_episodes"], ",.0f"),
         "seeds": seeds,
         "status": "; ".join(filter(None, (row["status"], row["notes"]))),
     }
 
 
-def _missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
-
-
-def _number(value: Any, form: str) -> str:
-    return "" if _missing(value) else format(float(value), form)
-
-
-def _interval(row: dict[str, Any], name: str, form: str) -> str:
-    low, high = _number(row[f"{name}_low"], form), _number(row[f"{name}_high"], form)
-    return _number(row[name], form) + (f" [{low}, {high}]" if low else "")
-
-
 def _steps(row: dict[str, Any], name: str, bounds: str | None = None) -> str:
     """A number of steps with its interval; beyond what was played as more than that."""
-    if _missing(row[name]):
+    if is_missing(row[name]):
         return ""
     bounds = bounds or name
     texts = [
-        f"> {int(row['env_steps']):,}" if np.isinf(value) else _number(value, ",.0f")
+        f"> {int(row['env_steps']):,}" if np.isinf(value) else number(value, ",.0f")
         for value in (row[name], row[f"{bounds}_low"], row[f"{bounds}_high"])
     ]
     return texts[0] + (f" [{texts[1]}, {texts[2]}]" if texts[1] else "")
