@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from offon.benchmark.plots import STYLE
+from offon.benchmark.drawing import png_of, style
 from offon.datasets.selection import episode_costs
 from offon.datasets.transitions import Transitions
 
@@ -22,10 +18,9 @@ _MOST_ROWS = 200_000  # that principal components are taken of
 
 def draw(data: Transitions) -> bytes:
     """Return a PNG: returns, lengths, actions entry by entry, observations on two axes; costs where there are any."""
-    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
+    with style():
         panels = [_returns, _lengths, _actions, _observations, *([_costs] if data.cost is not None else [])]
         figure = Figure(figsize=(9, 3.1 * -(-len(panels) // 2)), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flatten()
         for panel, place in zip(panels, axes, strict=False):
             panel(place, data)
@@ -34,9 +29,7 @@ def draw(data: Transitions) -> bytes:
         changes = f" ({', '.join(data.identity.transforms)})" if data.identity.transforms else ""
         title = f"{data.identity.name}{changes}: {data.size:,} transitions, {data.n_episodes:,} episodes"
         figure.suptitle(f"{title}, sha256 {data.identity.sha256[:12]}", fontsize=10)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-        return buffer.getvalue()
+        return png_of(figure)
 
 
 def _returns(axes: Axes, data: Transitions) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from offon.algorithms.fisor import FISOR
 from offon.benchmark import files
+from offon.benchmark.drawing import png_of, style
 from offon.benchmark.load import load
-from offon.benchmark.plots import STYLE
 from offon.envs.point_robot import GOAL, GOAL_RADIUS, HAZARD_RADIUS, HAZARDS, START, WORLD, PointRobot
 
 if TYPE_CHECKING:
@@ -59,9 +56,8 @@ def draw(maps: list[np.ndarray], title: str) -> bytes:
         maps: [side, side] for each of HEADINGS.
         title: above all.
     """
-    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
+    with style():
         figure = Figure(figsize=(11, 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=10)
         most = max(float(np.abs(values).max()) for values in maps)
         panels = figure.subplots(1, len(maps), sharex=True, sharey=True)
@@ -72,9 +68,7 @@ def draw(maps: list[np.ndarray], title: str) -> bytes:
                 axes.contour(span, span, values, levels=[0.0], colors="black", linewidths=1.2)
             _surroundings(axes, heading)
         figure.colorbar(image, ax=panels, label="V_h: red is not feasible", shrink=0.8)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-        return buffer.getvalue()
+        return png_of(figure)
 
 
 def _surroundings(axes: Axes, heading: float) -> None:

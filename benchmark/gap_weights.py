@@ -6,17 +6,14 @@ state and does the same action, so the error of each simulated transition is kno
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -25,9 +22,9 @@ from offon.algorithms.h2o import H2O
 from offon.algorithms.noise import ActNoise
 from offon.benchmark import seeds
 from offon.benchmark.builder import Loaded, job_data
+from offon.benchmark.drawing import png_of, style
 from offon.benchmark.files import write_bytes
 from offon.benchmark.load import LoadedRun, load
-from offon.benchmark.plots import STYLE
 from offon.benchmark.rollout import first_obs
 
 _PHASE = "gap"
@@ -180,9 +177,8 @@ def _where(loaded: LoadedRun) -> str:
 def draw(found: list[Weighed], title: str) -> bytes:
     """A PNG: w and u of logged and simulated transitions, and w by the error of the simulator; all replicas pooled."""
     pooled = {name: np.concatenate([getattr(each, name) for each in found]) for name in _COLUMNS}
-    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
+    with style():
         figure = Figure(figsize=(10.5, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
         left, middle, right = figure.subplots(1, 3)
         figure.suptitle(title, fontsize=10)
         for axes, name, label, scale in ((left, "importance", "w, log10", np.log10), (middle, "gap", "u", np.asarray)):
@@ -200,9 +196,7 @@ def draw(found: list[Weighed], title: str) -> bytes:
         right.fill_between(at, parts[:, 0], parts[:, 2], color="C1", alpha=0.2, linewidth=0)
         right.set(xlabel="error of the simulator (std), by tenths", ylabel="w, log10: median, quartiles")
         right.grid(alpha=0.25)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-        return buffer.getvalue()
+        return png_of(figure)
 
 
 _COLUMNS = ("error", "importance", "gap", "logged_importance", "logged_gap")

@@ -8,14 +8,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from offon.benchmark import figures, hybrid_figures, robust_figures, safe_figures, samples_figures
 from offon.benchmark.cells import MIN_SEEDS, Cell
+from offon.benchmark.drawing import style
 from offon.benchmark.suites import Contestant
 
 SCORE_PLOTS = ("scores", "curves", "profiles", "improvement", "compute")
@@ -60,16 +59,6 @@ CAPTIONS = {
     "safe": "Large: mean over seeds with 95 % intervals both ways, and the limit it learned for; hollow: above that "
     "limit (where it knows none, above the largest); small: every seed; cross: the logged data; dashed: cost limits.",
 }
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "offon",  # the ids inside an SVG are random without it
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "text.parse_math": False,  # a name may hold a dollar sign
-}
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ def draw_board(
         "rates": (robust_figures.rate_groups(cells), robust_figures.rates),
         "safe": (safe_figures.scatter_groups(cells), safe_figures.scatter),
     }
-    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
+    with style():
         return [
             Plot(name, TITLES[name], CAPTIONS[name], *_rendered(draw(groups, looks, seed, min_seeds)))
             for name, (groups, draw) in drawings.items()

@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from offon import envs
 from offon.benchmark import files, seeds
+from offon.benchmark.drawing import png_of, style
 from offon.benchmark.evaluator import Evaluator
 from offon.benchmark.load import LoadedRun, load
-from offon.benchmark.plots import STYLE
 
 _MOST_LINES = 10  # in a panel; more components are shown as a heat map
 _PANEL_INCHES = 1.9
@@ -72,10 +70,9 @@ def play(loaded: LoadedRun, replica: int, episode: int) -> Trace:
 
 def draw(trace: Trace, title: str) -> bytes:
     """Return a PNG: observations, actions, rewards and costs over time."""
-    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
+    with style():
         heights = [1.6, 1.0, 1.0, *([1.0] if trace.cost is not None else [])]
         figure = Figure(figsize=(9, _PANEL_INCHES * sum(heights)), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         figure.suptitle(title, fontsize=10)
         _components(axes[0], trace.obs, "observation", "o")
@@ -85,9 +82,7 @@ def draw(trace: Trace, title: str) -> bytes:
             _amounts(axes[3], trace.cost, "cost", "cost so far")
         axes[-1].set_xlabel("step")
         axes[-1].set_xlim(0, len(trace.reward))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-        return buffer.getvalue()
+        return png_of(figure)
 
 
 def _components(axes: Axes, values: np.ndarray, name: str, letter: str) -> None:
