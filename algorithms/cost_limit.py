@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from offon.algorithms.interface import Spec
+from offon.algorithms.losses import ends
+from offon.datasets.transitions import Batch
 
 
 def discounted_limit(limit: float, discount: Tensor, horizon: int) -> Tensor:
@@ -34,15 +40,42 @@ def limit_of(spec: Spec, discount: Tensor) -> Tensor:
     return discounted_limit(spec.cost_limit, discount, spec.horizon)
 
 
+def where_cut(data: Batch, timeouts_end: bool, cost_through_ends: bool) -> tuple[Tensor, Tensor]:
+    """Where the bootstraps of rewards and of costs are cut, two [R, B] of 0 and 1; OSRL's code does what both say.
+
+    Args:
+        data: rows.
+        timeouts_end: time limits cut like terminations.
+        cost_through_ends: costs are never cut.
+    """
+    cut = ends(data, timeouts_end)
+    return cut, torch.zeros_like(cut) if cost_through_ends else cut
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Settings of a method with a `Multiplier`: the gains of OSRL's Lagrangian baselines."""
+
+    RANGES: ClassVar[Mapping[str, str]] = {
+        "proportional": "[0, inf)",
+        "integral": "[0, inf)",
+        "derivative": "[0, inf)",
+    }
+
+    proportional: float = 0.1  # gain of the multiplier on the present excess
+    integral: float = 0.003  # on the sum of past ones
+    derivative: float = 0.001  # on its rise
+
+
 class Multiplier(torch.nn.Module):
     """A Lagrange multiplier set by a PID controller (Stooke et al., 2020, arXiv 2007.03964), never negative."""
 
     integral: Tensor
     last_error: Tensor
 
-    def __init__(self, replicas: int, proportional: float, integral: float, derivative: float) -> None:
+    def __init__(self, replicas: int, gains: Gains) -> None:
         super().__init__()
-        self.gains = (proportional, integral, derivative)
+        self.gains = (gains.proportional, gains.integral, gains.derivative)
         self.register_buffer("integral", torch.zeros(replicas))
         self.register_buffer("last_error", torch.zeros(replicas))
 

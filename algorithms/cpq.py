@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from offon.algorithms.cost_limit import limit_of
+from offon.algorithms.action_vae import ActionVAE, latent_kl
+from offon.algorithms.cost_limit import limit_of, where_cut
 from offon.algorithms.interface import Algorithm, Obs, Rows, Spec
-from offon.algorithms.losses import critic_loss, mse_loss, td_target
+from offon.algorithms.losses import critic_loss, td_target
 from offon.algorithms.nn import MLP, Adam, ema_
 from offon.algorithms.noise import ActNoise, Noise
 from offon.algorithms.registry import register
@@ -25,7 +26,6 @@ from offon.algorithms.squashed import SquashedGaussian
 from offon.datasets.transitions import Batch
 
 _LOG_STD = (-20.0, 2.0)  # clamp of the policy's
-_LATENT_LOG_STD = (-4.0, 15.0)  # clamp of the encoder's
 _LOG_WEIGHT = (-5.0, 5.0)  # clamp of the log of the weight of unlikely actions
 
 
@@ -34,38 +34,10 @@ def within(value: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
     return torch.where(cost <= limit, value, 0.0)
 
 
-def latent_kl(mean: Tensor, log_std: Tensor) -> Tensor:
-    """KL divergence of Gaussians from the standard one, per dimension."""
-    return -0.5 * (1.0 + 2.0 * log_std - mean.square() - (2.0 * log_std).exp())
-
-
 def unlikely_cost(kl: Tensor, q_cost: Tensor, quantile: float) -> Tensor:
     """Mean over N actions of the costs of the most unlikely ones, zeros counting: [R, N, B] twice -> [R, B]."""
     bound = torch.quantile(kl.flatten(1), quantile, dim=1)[:, None, None]
     return torch.where(kl >= bound, q_cost, 0.0).mean(1)
-
-
-class ActionVAE(torch.nn.Module):
-    """A variational autoencoder of actions given observations; two latent dimensions for each of the action."""
-
-    def __init__(self, seeds: Sequence[int], spec: Spec, width: int) -> None:
-        super().__init__()
-        latent = 2 * spec.act_dim
-        self.encoder = MLP(seeds, "encoder", (spec.obs_dim + spec.act_dim, width, width, 2 * latent))
-        self.decoder = MLP(seeds, "decoder", (spec.obs_dim + latent, width, width, spec.act_dim))
-        self.latent = latent
-
-    def encode(self, obs_action: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-std [R, B, Z] of the latent."""
-        mean, log_std = self.encoder(obs_action).chunk(2, -1)
-        return mean, torch.nn.functional.hardtanh(log_std, *_LATENT_LOG_STD)
-
-    def loss(self, data: Batch, normal: Tensor, weight: Tensor) -> Tensor:
-        """Squared error of the reconstruction plus the weighted divergence, means over rows and dimensions. -> [R]."""
-        mean, log_std = self.encode(data.obs_action)
-        latent = mean + log_std.exp() * normal
-        rebuilt = torch.tanh(self.decoder(torch.cat((data.obs, latent), -1)))
-        return mse_loss(rebuilt, data.action) + weight.squeeze(-1) * latent_kl(mean, log_std).mean((1, 2))
 
 
 @register("cpq", protocols=("offline",))
@@ -172,11 +144,10 @@ class CPQ(Algorithm):
         """TD targets [R, B] of rewards and costs; beyond the limit the next state is worth nothing."""
         next_q = self.target_critic(following).squeeze(-1).amin(1)
         next_cost = self.target_cost_critic(following).squeeze(-1).amin(1)
-        ends = torch.maximum(data.terminated, data.truncated) if self.config.timeouts_end else data.terminated
-        cost_ends = torch.zeros_like(ends) if self.config.cost_through_ends else ends
+        cut, cost_cut = where_cut(data, self.config.timeouts_end, self.config.cost_through_ends)
         discount, reward = self.hp("discount"), self.hp("reward_scale") * data.reward
-        target = td_target(reward, ends, within(next_q, next_cost, self.limit), discount)
-        return target, td_target(data.cost, cost_ends, next_cost, discount)
+        target = td_target(reward, cut, within(next_q, next_cost, self.limit), discount)
+        return target, td_target(data.cost, cost_cut, next_cost, discount)
 
     def _update_costs(self, data: Batch, target: Tensor, noise: Noise) -> dict[str, Tensor]:
         """One step of the cost critics, and of the weight of unlikely actions."""

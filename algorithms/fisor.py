@@ -19,7 +19,7 @@ from offon.algorithms.cost_limit import discounted_limit
 from offon.algorithms.diffusion import Denoiser
 from offon.algorithms.interface import Algorithm, Obs, Rows, Spec
 from offon.algorithms.iql import awr_weight, expectile_loss
-from offon.algorithms.losses import td_target
+from offon.algorithms.losses import ends, td_target
 from offon.algorithms.nn import MLP, Adam, ema_
 from offon.algorithms.noise import ActNoise, Noise, Under
 from offon.algorithms.registry import register
@@ -241,7 +241,7 @@ class FISOR(Algorithm):
     def _update_critic(self, data: Batch, obs_action: Tensor) -> Tensor:
         """One step of both pairs of critics and of their average; returns the losses [R, 2]."""
         discount = self.hp("discount")
-        ended = torch.maximum(data.terminated, data.truncated) if self.config.timeouts_terminate else data.terminated
+        ended = ends(data, self.config.timeouts_terminate)
         with torch.no_grad():
             next_harm, next_v = self.value(data.next_obs).squeeze(-1).unbind(1)
             if self.config.critic == "hj":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from offon.datasets.transitions import Batch
+
 
 def mse_loss(predicted: Tensor, action: Tensor) -> Tensor:
     """Mean over rows and action dimensions: [R, B, A] -> [R]."""
@@ -15,6 +17,11 @@ def weighted_loss(weight: Tensor, nll: Tensor) -> Tensor:
     """Mean over rows of weighted negative log-likelihoods, [R, B] -> [R]; nothing is broadcast."""
     assert weight.shape == nll.shape, f"weights {tuple(weight.shape)}, log-likelihoods {tuple(nll.shape)}"
     return (weight * nll).mean(-1)
+
+
+def ends(data: Batch, timeouts: bool) -> Tensor:
+    """Where the bootstrap is cut, 0 or 1 [R, B]: terminations; if asked for, time limits too, as DSRL's codes do."""
+    return torch.maximum(data.terminated, data.truncated) if timeouts else data.terminated
 
 
 def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: Tensor) -> Tensor:

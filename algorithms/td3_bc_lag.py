@@ -9,14 +9,13 @@ Every tensor has a leading replica axis R; replicas never interact.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from offon.algorithms.cost_limit import Multiplier, limit_of
+from offon.algorithms.cost_limit import Gains, Multiplier, limit_of
 from offon.algorithms.interface import Rows, Spec
 from offon.algorithms.losses import critic_loss, td_target
 from offon.algorithms.nn import MLP, Adam, ema_
@@ -36,18 +35,8 @@ class TD3BCLag(TD3BC):
     """TD3+BC for a cost limit."""
 
     @dataclass(frozen=True)
-    class Config(TD3BC.Config):
+    class Config(Gains, TD3BC.Config):
         """TD3+BC's settings, and the gains of OSRL's Lagrangian baselines."""
-
-        RANGES: ClassVar[Mapping[str, str]] = {
-            "proportional": "[0, inf)",
-            "integral": "[0, inf)",
-            "derivative": "[0, inf)",
-        }
-
-        proportional: float = 0.1  # gain of the multiplier on the present excess
-        integral: float = 0.003  # on the sum of past ones
-        derivative: float = 0.001  # on its rise
 
     PRESETS = {}
     uses_cost_limit = True
@@ -61,7 +50,7 @@ class TD3BCLag(TD3BC):
         self.cost_critic = MLP(seeds, "cost_critic", widths, ensemble=2)
         self.target_cost_critic = copy.deepcopy(self.cost_critic).requires_grad_(False)
         self.cost_critic_optimizer = Adam([self.cost_critic], config.lr)
-        self.multiplier = Multiplier(len(seeds), config.proportional, config.integral, config.derivative)
+        self.multiplier = Multiplier(len(seeds), config)
         self.register_buffer("limit", limit_of(spec, self.hp("discount")), persistent=False)  # [R, 1]
         self.register_buffer("last_multiplier", torch.zeros(len(seeds)))  # shown between actor updates
 

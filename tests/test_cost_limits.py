@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from offon.algorithms.action_vae import latent_kl
 from offon.algorithms.bc import BC
 from offon.algorithms.bc_safe import BCSafe
-from offon.algorithms.cost_limit import Multiplier, discounted_limit, limit_of
-from offon.algorithms.cpq import CPQ, latent_kl, unlikely_cost, within
+from offon.algorithms.cost_limit import Gains, Multiplier, discounted_limit, limit_of
+from offon.algorithms.cpq import CPQ, unlikely_cost, within
 from offon.algorithms.interface import Rows, Spec, Swept
 from offon.algorithms.losses import td_target
 from offon.algorithms.td3_bc import TD3BC
@@ -62,14 +63,14 @@ def test_a_task_without_a_limit_or_a_horizon_is_refused():
 
 
 def test_the_multiplier_moves_as_on_the_card():
-    multiplier = Multiplier(2, 0.1, 0.003, 0.001)
+    multiplier = Multiplier(2, Gains())
     found = [multiplier.moved(torch.tensor([cost - 3.0, 0.0])).tolist() for cost in (5.0, 4.0, 2.0)]
     assert [each[0] for each in found] == pytest.approx([0.208, 0.109, 0.006], abs=1e-6)
     assert [each[1] for each in found] == [0.0, 0.0, 0.0]  # another replica's excess is its own
 
 
 def test_the_multipliers_integral_forgets_what_was_made_good():
-    multiplier = Multiplier(1, 0.0, 1.0, 0.0)
+    multiplier = Multiplier(1, Gains(0.0, 1.0, 0.0))
     found = [float(multiplier.moved(torch.tensor([error]))) for error in (1.0, -0.5, -2.0, 0.25)]
     assert found == [1.0, 0.5, 0.0, 0.25]
 
