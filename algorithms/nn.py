@@ -87,7 +87,7 @@ class Norm:
 
 
 class MLP(torch.nn.Module):
-    """R (or R x E) multilayer perceptrons with ReLU between layers.
+    """R (or R x E) multilayer perceptrons with ReLU (or tanh) between layers.
 
     Weights are [R, in, out] ([R, E, in, out] with an ensemble). The initial weights of a replica depend on its seed
     and the net's name alone, so two nets of one shape need two names.
@@ -104,6 +104,7 @@ class MLP(torch.nn.Module):
         output: how the last layer starts, where it differs.
         trunk: the last layer is a hidden one too: normalised and followed by a ReLU.
         last_hidden: how the layer before the last starts, where it differs.
+        tanh: instead of ReLU.
     """
 
     def __init__(
@@ -118,9 +119,10 @@ class MLP(torch.nn.Module):
         output: Output | None = None,
         trunk: bool = False,
         last_hidden: Output | None = None,
+        tanh: bool = False,
     ) -> None:
         super().__init__()
-        self.name, self.sizes, self.ensemble, self.dropout = name, tuple(sizes), ensemble, dropout
+        self.name, self.sizes, self.ensemble, self.dropout, self.tanh = name, tuple(sizes), ensemble, dropout, tanh
         self.norm, self.trunk = layer_norm if isinstance(layer_norm, Norm) else Norm(), trunk
         members = range(ensemble or 1)
         weights, biases = [], []
@@ -169,7 +171,7 @@ class MLP(torch.nn.Module):
             norms = self._stacked(self.norms, members, frozen)
             x = self._layer_by_layer(x, weights, biases, norms, noise, ensemble)
         else:
-            x = perceptron(x, weights, biases)
+            x = perceptron(x, weights, biases, self.tanh)
         return x if ensemble is None else x.view(replicas, ensemble, batch, -1)
 
     def input_gradient(self, x: Tensor, first: int) -> Tensor:
@@ -178,7 +180,7 @@ class MLP(torch.nn.Module):
         They are differentiable by the weights: around an input each open ReLU is linear and each closed one is not
         there, so the gradient is a product of weights. For nets without normalisation.
         """
-        assert self.ensemble and not len(self.norms) and not self.trunk and self.sizes[-1] == 1
+        assert self.ensemble and not (len(self.norms) or self.trunk or self.tanh) and self.sizes[-1] == 1
         weights, biases = self._stacked(self.weights, None, False), self._stacked(self.biases, None, False)
         rows = x.shape[-2]
         is_open = []
@@ -222,7 +224,7 @@ class MLP(torch.nn.Module):
                 break
             if norms and not self.norm.after:
                 x = self._normalized(x, norms, layer)
-            x = torch.relu_(x)
+            x = torch.tanh_(x) if self.tanh else torch.relu_(x)
             if norms and self.norm.after:
                 x = self._normalized(x, norms, layer)
             if noise is not None and self.dropout:

@@ -26,7 +26,7 @@ def replica_of(mlp: MLP, *index: int) -> torch.nn.Sequential:
             norm = torch.nn.LayerNorm(fan_out)
             norm.weight.data, norm.bias.data = (mlp.norms[2 * layer + i].data[index][0] for i in range(2))
             layers.append(norm)
-        layers.append(torch.nn.ReLU())
+        layers.append(torch.nn.Tanh() if mlp.tanh else torch.nn.ReLU())
     return torch.nn.Sequential(*layers)
 
 
@@ -44,8 +44,9 @@ def shaken(mlp: MLP) -> MLP:
 
 @pytest.mark.parametrize("sizes", [(4, 3), (4, 16, 2), (4, 16, 8, 1), (4, 64, 64, 40)])
 @pytest.mark.parametrize("layer_norm", [False, True])
-def test_each_replica_is_a_plain_network(sizes, layer_norm):
-    mlp, x = shaken(MLP(SEEDS, "net", sizes, layer_norm=layer_norm)), inputs(3)
+@pytest.mark.parametrize("tanh", [False, True])
+def test_each_replica_is_a_plain_network(sizes, layer_norm, tanh):
+    mlp, x = shaken(MLP(SEEDS, "net", sizes, layer_norm=layer_norm, tanh=tanh)), inputs(3)
     for replica, out in enumerate(mlp(x)):
         torch.testing.assert_close(out, replica_of(mlp, replica)(x[replica]), rtol=1e-5, atol=1e-6)
 
@@ -65,8 +66,9 @@ def test_each_ensemble_member_is_a_plain_network(ensemble, members, layer_norm):
 
 
 @pytest.mark.parametrize("sizes, ensemble", [((4, 16, 16, 1), None), ((4, 16, 40, 3), 2), ((4, 50, 1), 2)])
-def test_gradients_are_those_of_plain_networks(sizes, ensemble):
-    mlp, x = MLP(SEEDS, "net", sizes, ensemble=ensemble), inputs(3).requires_grad_()
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gradients_are_those_of_plain_networks(sizes, ensemble, tanh):
+    mlp, x = MLP(SEEDS, "net", sizes, ensemble=ensemble, tanh=tanh), inputs(3).requires_grad_()
     mlp(x).square().sum().backward()
     for replica in range(3):
         theirs = x.detach()[replica].requires_grad_()
