@@ -19,7 +19,7 @@ PROTOCOLS = ("offline", "offline_to_online", "hybrid", "on_policy_hybrid", "expe
 _PACKAGE_FILES = (
     *("bc", "percent_bc", "td3_bc", "iql", "riql", "awac", "cql", "rebrac", "sac", "ro2o", "famo2o", "wsrl", "fisor"),
     *("h2o", "hnpg", "hyq", "moorl", "rlpd", "a_lol"),
-    *("bc_safe", "td3_bc_lag", "cpq", "cdt"),
+    *("bc_safe", "td3_bc_lag", "bcq_lag", "cpq", "cdt"),
     *("ftpedel", "lsvi"),
 )
 _METHODS: dict[str, type[Method]] = {}

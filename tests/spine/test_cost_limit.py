@@ -73,7 +73,7 @@ def test_what_cannot_be_limited_is_refused(plan, log):
         plan("algorithm=bc_safe")
     with pytest.raises(ConfigError, match="offon/dmsd-small: its data have no cost to be limited; leave cost_limit= o"):
         plan("algorithm=bc", "cost_limit=5")
-    for method in ("bc_safe", "cpq", "td3_bc_lag"):
+    for method in ("bc_safe", "bcq_lag", "cpq", "td3_bc_lag"):
         given = (f"algorithm={method}", "cost_limit=5", "env=fisor/PointRobot")
         with pytest.raises(DataError, match="the data have no cost; use data with a column 'costs'"):
             plan(*given, log(0.0, 1.0, name=None))

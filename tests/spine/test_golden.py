@@ -29,6 +29,13 @@ SETTINGS = {
     "iql corrupted": ("algorithm=iql", "corruption.attack=mixed"),
     "bc_safe": ("algorithm=bc_safe", "task=fisor/PointRobot"),
     "td3_bc_lag": ("algorithm=td3_bc_lag", "task=fisor/PointRobot", "cost_limit=0"),
+    "bcq_lag": (
+        "algorithm=bcq_lag",
+        "algorithm.vae_width=16",
+        "algorithm.n_actions=3",
+        "task=fisor/PointRobot",
+        "cost_limit=0",
+    ),
     "cpq": (
         "algorithm=cpq",
         "algorithm.vae_width=16",
@@ -175,6 +182,18 @@ GOLDEN = {
         "multiplier": 0.01596301,
         "policy_loss": 2.7846324,
         "q": -0.1381685,
+    },
+    "bcq_lag": {
+        "state": 2755.2922,
+        "return": 5.2836408,
+        "critic_loss": 0.035360415,
+        "policy_cost": -0.18943393,
+        "vae_loss": 0.35801852,
+        "multiplier": 2.0354584e-05,
+        "policy_loss": 0.15918605,
+        "q": -0.086857632,
+        "cost_critic_loss": 0.58442163,
+        "q_cost": -0.031353973,
     },
     "cpq": {
         "state": 1522.6128,
