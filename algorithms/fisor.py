@@ -170,7 +170,13 @@ class FISOR(Algorithm):
         self.register_buffer("_distances", torch.tensor(config.distances, dtype=torch.int64), persistent=False)
 
     def prepare(self, data: Transitions) -> None:
-        """What depends on the data set: the scale of rewards, and the threshold of the ablation."""
+        """What depends on the data set: the scale of rewards, and the threshold of the ablation.
+
+        Raises:
+            ValueError: if costs are negative: what is no cost would pass for safe.
+        """
+        if data.cost is not None and bool((data.cost < 0).any()):
+            raise ValueError(f"expected costs of 0 or more, found {float(data.cost.min()):g}; is it a reward?")
         horizon = self.spec.horizon or int(data.episode_lengths().max())
         if self.config.scale_rewards:
             returns = data.episode_returns()

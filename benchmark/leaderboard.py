@@ -24,6 +24,7 @@ from offon.benchmark.page import further_rows, page, row_texts, rows_of_page
 from offon.benchmark.plots import PLOT_NAMES, draw_board
 from offon.benchmark.published import published_rows
 from offon.benchmark.records import Scan, scan
+from offon.benchmark.safe import is_unjudged
 from offon.benchmark.suites import Contestant, contestants
 
 __all__ = ["COLUMNS", "LeaderboardError", "build_table", "check_board", "print_table", "write_board"]
@@ -229,6 +230,8 @@ def _notes(cell: Cell, min_seeds: int) -> list[str]:
         notes.append("raw returns: no reference scores")
     if cell.report.get("data_status") not in (None, "published", "bundled", "own"):
         notes.append(f"{cell.report['data_status']} data")
+    if is_unjudged(cell):
+        notes.append("cost limit not judged: acting counts no cost here")
     if len(cell.revisions) > 1:
         notes.append("mixed revisions")
     if any(each["dirty"] for record in cell.records.values() for each in record.revisions):

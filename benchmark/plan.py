@@ -224,7 +224,7 @@ def _cost_report(task: Task, options: RunOptions, loaded: Loaded | Finite) -> di
         if options.cost_limit is not None:
             raise ConfigError(f"{task.name}: its data have no cost to be limited; leave cost_limit= out")
         return {}
-    if bool((logged.cost < 0).any()):  # another kind of cost
+    if bool((logged.cost < 0).any()) and options.cost_limit is None:  # another kind of cost
         return {}
     costs = episode_costs(logged)
     found = {"mean": float(costs.mean()), "least": float(costs.min())}

@@ -82,6 +82,12 @@ def has_costs(cell: Cell) -> bool:
     return bool(cell.scores.size) and all(record.costs is not None for record in cell.records.values())
 
 
+def is_unjudged(cell: Cell) -> bool:
+    """Whether a cell has a cost limit, of its own or of its task, and was evaluated where no cost is counted."""
+    limited = cell.cost_limit is not None or bool(cell.report.get("cost_limits"))
+    return limited and bool(cell.scores.size) and not has_costs(cell)
+
+
 def places(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     """Cells with costs by task, for tasks with a limit."""
     found: dict[str, list[Cell]] = {}

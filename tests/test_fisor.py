@@ -158,6 +158,8 @@ def test_the_scale_of_rewards_and_the_threshold_come_from_data_and_task():
     assert (float(plain.reward_scale), float(plain.threshold)) == (1.0, 0.0)
     with pytest.raises(ValueError, match="all logged episodes return 0, a range of 0; set .*scale_rewards=false"):
         FISOR(Spec(3, 2), FISOR.Config(), (0,)).prepare(replace(data, reward=torch.zeros(data.size)))
+    with pytest.raises(ValueError, match="expected costs of 0 or more, found -2; is it a reward"):
+        FISOR(Spec(3, 2), FISOR.Config(), (0,)).prepare(replace(data, cost=torch.full((data.size,), -2.0)))
 
 
 def test_twins_are_joined_by_the_worse_and_the_lesser():

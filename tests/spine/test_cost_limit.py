@@ -80,6 +80,8 @@ def test_what_cannot_be_limited_is_refused(plan, log):
         with pytest.raises(DataError, match="expected costs of 0 or more, found -1; is it a reward"):
             plan(*given, log(0.0, -1.0))
     assert "cost_limit" not in plan("algorithm=bc", log(0.0, -1.0))[0]  # whoever needs no cost is not stopped
+    with pytest.raises(DataError, match="expected costs of 0 or more, found -1; is it a reward"):
+        plan("algorithm=bc", "cost_limit=5", "env=fisor/PointRobot", log(0.0, -1.0))  # unless a limit is named
 
 
 def test_data_without_a_safe_episode_are_refused_by_bc_safe_and_labelled_elsewhere(plan, log, offon, tmp_path):
@@ -95,6 +97,20 @@ def test_data_without_a_safe_episode_are_refused_by_bc_safe_and_labelled_elsewhe
     (row,) = csv.DictReader((tmp_path / "board/safe.csv").open())
     assert row["notes"] == "data of one's own; no logged episode costs less than 5"
     assert row["section"] == "own/log, raw returns: cost limit 4"
+
+
+def test_a_limit_that_acting_cannot_show_is_labelled(log, offon, tmp_path):
+    """Logged costs, and a simulator that counts none."""
+    given = (log(1.0, 0.0), "env=Pendulum-v1", "cost_limit=4", "algorithm=bc", f"out={tmp_path / 'out'}")
+    few = ("eval_episodes=1", "final_episodes=2", "matmul=default", "progress=quiet")
+    arrays = dict(np.load(tmp_path / "log.npz"))
+    narrow = {"obs": arrays["obs"][:, :3], "next_obs": arrays["next_obs"][:, :3], "action": arrays["action"][:, :1]}
+    np.savez(tmp_path / "log.npz", **(arrays | narrow))
+    assert offon("run", *SMALL, *few, *given).status == 0
+    assert offon("leaderboard", tmp_path / "out", "--out", tmp_path / "board").status == 0
+    (row,) = csv.DictReader((tmp_path / "board/leaderboard.csv").open())
+    assert "cost limit not judged: acting counts no cost here" in row["notes"]
+    assert not (tmp_path / "board/safe.csv").exists()
 
 
 def test_two_limits_and_a_method_without_one_share_a_board(train, offon, tmp_path):
