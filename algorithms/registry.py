@@ -18,7 +18,7 @@ ENTRY_POINTS = "offon.algorithms"
 PROTOCOLS = ("offline", "offline_to_online", "hybrid", "on_policy_hybrid", "experiment_design")
 _PACKAGE_FILES = (
     *("bc", "percent_bc", "td3_bc", "iql", "riql", "awac", "cql", "rebrac", "sac", "ro2o", "famo2o", "wsrl", "fisor"),
-    *("h2o", "hnpg", "hyq", "moorl", "rlpd", "a_lol"),
+    *("h2o", "hnpg", "hyq", "moorl", "rlpd", "sac_cost", "a_lol"),
     *("bc_safe", "td3_bc_lag", "bcq_lag", "cpq", "cdt"),
     *("ftpedel", "lsvi"),
 )

@@ -142,8 +142,12 @@ class SAC(FineTuning):
     def _critic_loss(self, data: Batch, noise: Noise, q: Tensor, next_q: Tensor, log_prob: Tensor) -> Tensor:
         """TD error [R] of values [R, E, B] against the least next value; what a variant adds to."""
         temperature, discount = self.temperature.value().detach(), self.hp("discount")
-        target = soft_target(data.reward, data.terminated, next_q.amin(1), log_prob, discount, temperature)
+        target = soft_target(self._reward(data), data.terminated, next_q.amin(1), log_prob, discount, temperature)
         return critic_loss(q, target)
+
+    def _reward(self, data: Batch) -> Tensor:
+        """What a row pays [R, B]; what a variant changes."""
+        return data.reward
 
     def _update_policy(self, data: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
         """One step of the policy; returns its loss and the entropy [R] of its sample."""

@@ -114,21 +114,44 @@ def collect(options: CollectOptions) -> tuple[dict[str, np.ndarray], dict[str, A
     inherited = loaded.job.settings["env_options"] if loaded and env_id == loaded.job.task["env"] else {}
     dynamics = {**inherited, **options.dynamics}
     chosen = seeds.episode_seeds(seeds.COLLECTING, options.episodes, options.first)
+    arrays = played(env_id, dynamics, chosen, lambda env, some: _policy(options, loaded, env, some))
+    facts: dict[str, Any] = {
+        **{"offon": offon.__version__, "env": env_id, "dynamics": dynamics},
+        "env_version": envs.env_spec(env_id, **dynamics).version,
+        **{"policy": _described(options, loaded), "episodes": options.episodes, "first": options.first},
+        "mean_return": float(arrays["rewards"].sum(dtype=np.float64) / options.episodes),
+    }
+    return arrays, facts
+
+
+def played(
+    env_id: str,
+    dynamics: Mapping[str, Any],
+    chosen: Sequence[int],
+    policy_of: Callable[[envs.BatchEnv, Sequence[int]], Act],
+) -> dict[str, np.ndarray]:
+    """Play one episode for each environment seed, some at a time; return D4RL's columns in episode order.
+
+    Args:
+        env_id: the environment.
+        dynamics: its options.
+        chosen: seeds of the episodes.
+        policy_of: some rows of the environment and their seeds -> what acts in them.
+    """
     parts: list[dict[str, np.ndarray]] = []
     for start in range(0, len(chosen), _TOGETHER):
         some = chosen[start : start + _TOGETHER]
         env = envs.make(env_id, len(some), **dynamics)
         try:
-            parts.append(_d4rl(play(env, some, _policy(options, loaded, env, some))))
+            parts.append(d4rl(play(env, some, policy_of(env, some))))
         finally:
             env.close()
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    facts: dict[str, Any] = {
-        **{"offon": offon.__version__, "env": env_id, "env_version": env.spec.version, "dynamics": dynamics},
-        **{"policy": _described(options, loaded), "episodes": options.episodes, "first": options.first},
-        "mean_return": float(arrays["rewards"].sum(dtype=np.float64) / options.episodes),
-    }
-    return arrays, facts
+    return joined(parts)
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The columns of several parts, one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -143,7 +166,7 @@ def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str,
     write_bytes(path, buffer.getvalue())
 
 
-def _d4rl(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def d4rl(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same columns by D4RL's names, flags as truth values."""
     return {_D4RL[name]: column.astype(bool) if name in _FLAGS else column for name, column in columns.items()}
 
@@ -158,7 +181,7 @@ def _is_free(policy: str) -> bool:
 def _policy(options: CollectOptions, loaded: LoadedRun | None, env: envs.BatchEnv, chosen: Sequence[int]) -> Act:
     if loaded is not None:
         replica = 0 if options.seed is None else loaded.replica_of(options.seed)
-        return _RunPolicy(loaded, replica, options.mode, env, chosen)
+        return RunPolicy(loaded, replica, options.mode, env, chosen)
     if env.spec.action != "box":
         raise ValueError(f"{env.spec.id} takes no vectors in [-1, 1]; give a run that was trained in it")
     draws = [np.random.default_rng([seed, 2]) for seed in chosen]  # 2: apart from the simulator's and recipes' streams
@@ -170,7 +193,7 @@ def _policy(options: CollectOptions, loaded: LoadedRun | None, env: envs.BatchEn
     )
 
 
-class _RunPolicy:
+class RunPolicy:
     """A replica of a run; all replicas act, since a method has one batch for them."""
 
     def __init__(self, loaded: LoadedRun, replica: int, mode: str, env: envs.BatchEnv, chosen: Sequence[int]) -> None:
@@ -186,6 +209,7 @@ class _RunPolicy:
 
     @torch.no_grad()
     def __call__(self, obs: Tensor, step: int) -> Tensor:
+        """Actions [n, A] of the replica at step `step` of the episodes, in which obs [n, O] is seen."""
         method = self._policy.method
         seen = obs.expand(method.replicas, *obs.shape)
         if self._x is None:

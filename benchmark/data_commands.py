@@ -162,17 +162,25 @@ def plot(name: str, path: Path | None) -> int:
 
 
 def collect(what: list[str], out: Path | None) -> int:
-    """Collects one of the bundled data sets again by its recipe, or a new one with a policy."""
-    from offon.benchmark import collect_policy
+    """Collects one of the bundled data sets again, data with costs by a recipe, or new data with a policy."""
+    from offon.benchmark import cli, collect_policy, safe_recipes
     from offon.benchmark.collect import RECIPES, collect_recipe
 
     if what == ["help"]:
         print(collect_policy.HELP)
+        print(safe_recipes.described())
         return 0
-    if len(what) == 1 and what[0] in RECIPES:
-        path = out or Path(f"{what[0]}.npz")
-        collect_recipe(what[0], path)
-    else:
-        path = collect_policy.collect_options(what, out)
+    name, *rest = what
+    try:
+        if name in RECIPES and not rest:
+            path = out or Path(f"{name}.npz")
+            collect_recipe(name, path)
+        elif "=" in name:
+            path = collect_policy.collect_options(what, out)
+        else:
+            path = safe_recipes.collect_safe(name, rest, out)
+    except safe_recipes.UnfinishedError as error:
+        print(error, file=sys.stderr)
+        return {"failed": cli.FAILED, "busy": cli.BUSY}.get(error.status, cli.INTERRUPTED)
     print(f"wrote {path}")
     return 0

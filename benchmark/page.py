@@ -212,6 +212,7 @@ def _provenance(cell: Cell) -> str:
     facts = {
         "cell": cell.cell_id,
         "data": f"{data.get('name')}, sha256 {data.get('sha256')}, {cell.report.get('data_status', 'not read yet')}",
+        "collected": str(cell.report.get("data_source", "")),
         "reference scores": _reference(cell),
         "code": ", ".join(cell.revisions) + (" (mixed)" if len(cell.revisions) > 1 else ""),
         "versions": _distinct(records, "versions"),

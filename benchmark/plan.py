@@ -187,7 +187,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
         "score_max": task.score_max,
         "score_source": task.score_source,
         "behaviour_return": loaded.behaviour_return,
-        "data_status": loaded.identity.status,
+        **loaded.identity.reported(),
         "horizon": task.horizon,
         **_cost_report(task, options, loaded),
     }

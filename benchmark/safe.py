@@ -20,7 +20,7 @@ import pandas as pd
 from offon.benchmark import statistics
 from offon.benchmark.cells import MIN_SEEDS, Cell
 from offon.benchmark.row_values import interval, mean_of, named
-from offon.benchmark.tasks import load_tasks
+from offon.benchmark.tasks import load_tasks, task_in
 
 PUBLISHED = Path(__file__).with_name("published_safe.csv")
 METRICS = ("reward", "cost", "safe_seeds", "violations", "worst_tenth")
@@ -112,10 +112,14 @@ def sections(cells: Iterable[Cell]) -> dict[Section, list[Contender]]:
         for limit in limits_of(members):
             if contenders := _contenders(members, (limit,)):
                 found[Section(place, (limit,), unit=unit)] = contenders
-        task = load_tasks().get(str(members[0].identity["task"]["name"]))
+        task = load_tasks().get(str(members[0].identity["task"]["name"])) or task_in(_env_of(members[0]))
         if task is not None and len(task.cost_limits) > 1:
             found[Section(place, task.cost_limits, True, unit)] = _contenders(members, task.cost_limits)
     return found
+
+
+def _env_of(cell: Cell) -> str | None:
+    return (cell.identity.get("env") or {}).get("id")
 
 
 def _contenders(members: Sequence[Cell], limits: tuple[float, ...]) -> list[Contender]:
@@ -214,6 +218,10 @@ def _status(section: Section, one: Contender, min_seeds: int) -> str:
 def _notes(section: Section, known: Sequence[Cell]) -> str:
     status = str(known[0].report.get("data_status"))
     notes = [_DATA.get(status, f"{status} data")]
+    if made := known[0].report.get("data_source"):
+        notes[0] += f" ({made})"
+        if known[0].score_kind == "score":
+            notes[0] += ", rewards by {score_min:.4g} and {score_max:.4g}".format(**known[0].report)
     least = (known[0].report.get("logged_costs") or {}).get("least")
     if least is not None and least > section.limits[0]:
         notes.append(f"no logged episode costs less than {least:g}")

@@ -11,6 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from offon.datasets.made import read_made
+
 FINAL_EPISODES = 100
 OWN = "own/"  # what the names of tasks around files of the user's own begin with
 
@@ -42,6 +44,7 @@ class Task:
     cost_min: float | None = None  # least and largest cost of a logged episode, where there is a cost
     cost_max: float | None = None
     cost_limits: tuple[float, ...] = ()  # costs per episode up to which a policy is called safe, by the suite's rules
+    asked_limits: tuple[float, ...] = ()  # further ones, which the user named and no mean counts
 
     @property
     def fisor_limit(self) -> float | None:
@@ -49,13 +52,14 @@ class Task:
 
         That is half the least of the limits that DSRL itself reports.
         """
-        return self.cost_limits[0] / 2.0 if self.name.startswith("dsrl/") else None
+        of_dsrl = (self.env or self.name).startswith("dsrl/")
+        return self.cost_limits[0] / 2.0 if of_dsrl and self.cost_limits else None
 
     @property
     def all_limits(self) -> tuple[float, ...]:
         """Every limit at which policies are judged, rising."""
         further = () if self.fisor_limit is None else (self.fisor_limit,)
-        return tuple(sorted({*self.cost_limits, *further}))
+        return tuple(sorted({*self.cost_limits, *self.asked_limits, *further}))
 
     def identity(self) -> dict[str, Any]:
         """The task's part of a cell; a file's name fixes no reference, so a task of one's own carries the pair."""
@@ -113,6 +117,11 @@ def get_task(name: str) -> Task:
     return tasks[name]
 
 
+def task_in(env: str | None) -> Task | None:
+    """The named task with cost limits that is acted in an environment, if there is one."""
+    return next((task for task in load_tasks().values() if env and task.env == env and task.cost_limits), None)
+
+
 def own_task(
     dataset: str,
     env: str | None,
@@ -123,13 +132,16 @@ def own_task(
 ) -> Task:
     """A task around a file of the user's own.
 
+    In the environment of a named task with cost limits, those are judged at, beside the one that is given. A file that
+    a recipe collected in that environment brings its own reference pair: the least and greatest return in it.
+
     Args:
         dataset: path of an HDF5 or NPZ file.
         env: an OffOn environment id, any Gymnasium id, or None for training without evaluation.
         horizon: longest episode; None takes the environment's.
-        score_min: return that counts as 0; None with score_max None shows raw returns.
+        score_min: return that counts as 0; None with score_max None shows raw returns, unless a recipe states the pair.
         score_max: return that counts as 100.
-        cost_limit: cost of an episode up to which a policy is called safe.
+        cost_limit: cost of an episode up to which a policy is called safe; None: those of the environment's task.
 
     Raises:
         TaskError: unless both scores are given, the smaller one as score_min, or none.
@@ -149,6 +161,11 @@ def own_task(
     if env is not None and not has_suite(env):
         env = f"gymnasium/{env}"
     source = "given on the command line" if score_min is not None else "none: raw returns"
-    limits = () if cost_limit is None else (cost_limit,)
+    made = read_made(dataset)
+    if score_min is None and made is not None and made.env == env and made.returns is not None:
+        score_min, score_max = made.returns
+        source = "least and greatest return of an episode in the collected data"
+    known, asked = task_in(env), () if cost_limit is None else (cost_limit,)
+    limits = {"cost_limits": asked} if known is None else {"cost_limits": known.cost_limits, "asked_limits": asked}
     name = f"{OWN}{Path(dataset).stem}"
-    return Task(name, 1, dataset, env, horizon, score_min, score_max, source, cost_limits=limits)
+    return Task(name, 1, dataset, env, horizon, score_min, score_max, source, **limits)

@@ -7,10 +7,10 @@ stands on the command line goes with every setting; an option that settings stat
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from offon.benchmark.tasks import get_task, load_tasks
+from offon.benchmark.tasks import get_task, load_tasks, task_in
 from offon.datasets.corruption import ELEMENTS, MODES
 
 Setting = Mapping[str, str]  # option -> value
@@ -27,23 +27,39 @@ class Track:
     name: str
     what: str  # for `offon run --help`
     settings: tuple[Setting, ...]  # at the default task, where they depend on it
-    of_task: Callable[[str], tuple[Setting, ...]] | None = None
+    of_given: Callable[[Mapping[str, str]], tuple[Setting, ...]] | None = None  # of the options beside it
 
 
 SAFE_TASK = "fisor/PointRobot"  # its data are bundled
 
 
-def _cost_limits(task: str) -> tuple[Setting, ...]:
+def _cost_limits(given: Mapping[str, str]) -> tuple[Setting, ...]:
     """Every limit at which policies of a task are judged; a method that knows no limit is trained once.
+
+    For a file of one's own they are those of the named task in the same environment, or the one that is given.
 
     Raises:
         TrackError: for a task without any.
     """
+    if "dataset" in given:
+        if "cost_limit" in given:
+            return ({},)
+        if (known := task_in(given.get("env"))) is None:
+            raise TrackError(
+                "track safe: expected dataset=FILE with the env= of a task that has cost limits, such as "
+                f"env={SAFE_TASK}, or with cost_limit=NUMBER"
+            )
+        return _at(known.all_limits)
+    task = given.get("task", SAFE_TASK)
     limits = get_task(task).all_limits
     if not limits:
         able = ", ".join(name for name, each in load_tasks().items() if each.all_limits and each.env)
         raise TrackError(f"track safe: {task} has no cost limits; tasks that have: {able}")
-    return tuple({"task": task, "cost_limit": f"{limit:g}"} for limit in limits)
+    return _at(limits, task=task)
+
+
+def _at(limits: Sequence[float], **setting: str) -> tuple[Setting, ...]:
+    return tuple({**setting, "cost_limit": f"{limit:g}"} for limit in limits)
 
 
 TRACKS = {
@@ -62,7 +78,7 @@ TRACKS = {
             "safe",
             f"every cost limit at which the task's policies are judged (task {SAFE_TASK}, if none is named); a method "
             "that knows no limit is trained once and judged at all of them",
-            _cost_limits(SAFE_TASK),
+            _cost_limits({}),
             _cost_limits,
         ),
     )
@@ -87,5 +103,5 @@ def settings_of(name: str, given: Mapping[str, str]) -> list[Setting]:
     if not name:
         return [{}]
     track = get_track(name)
-    settings = track.of_task(given["task"]) if track.of_task and "task" in given else track.settings
+    settings = track.of_given(given) if track.of_given else track.settings
     return [setting for setting in settings if all(given.get(k, v) == v for k, v in setting.items())]

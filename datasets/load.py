@@ -17,6 +17,7 @@ from offon.datasets.errors import DataError, DataNotFound
 from offon.datasets.filters import Extrema
 from offon.datasets.hashes import first_use, first_use_path, md5_of, sha256_of
 from offon.datasets.locate import cure, find
+from offon.datasets.made import read_made
 from offon.datasets.readers import read_columns
 from offon.datasets.transitions import DataIdentity, Transitions, unpack, validate
 
@@ -123,7 +124,9 @@ def check_hash(known: Dataset, path: Path, sha256: str) -> None:
 
 def _identity(known: Dataset | None, path: Path, sha256: str, reading: Reading) -> DataIdentity:
     if known is None:
-        identity = DataIdentity(f"own/{path.stem}", sha256, "own", path.name)
+        made = read_made(path)
+        status, source = ("own", path.name) if made is None else ("collected", f"{path.name}, {made.summary}")
+        identity = DataIdentity(f"own/{path.stem}", sha256, status, source)
     else:
         status = known.status if known.sha256 or known.md5 else "unverified"
         identity = DataIdentity(known.name, sha256, status, f"{path.name}, {known.licence}")

@@ -24,7 +24,7 @@ class DataIdentity:
 
     name: str
     sha256: str
-    status: str  # published | bundled | own | stale | derived | unverified
+    status: str  # published | bundled | own | collected | stale | derived | unverified
     source: str  # for people; never an absolute path
     transforms: tuple[str, ...] = ()
 
@@ -39,6 +39,11 @@ class DataIdentity:
     def summed(self) -> bool:
         """Return whether rewards are sums over several steps."""
         return any(change.startswith("n_step=") for change in self.transforms)
+
+    def reported(self) -> dict[str, str]:
+        """Return what a record says of the data beside what determines its numbers."""
+        made = {"data_source": self.source} if self.status == "collected" else {}
+        return {"data_status": self.status, **made}
 
     def as_dict(self) -> dict[str, object]:
         """Return what determines the numbers, to be hashed into a cell: name, bytes and transforms."""
