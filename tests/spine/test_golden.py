@@ -642,4 +642,5 @@ def test_a_few_rounds_give_the_numbers_they_always_gave(offon, tmp_path, setting
     rest = ("seeds=2", "eval_episodes=2", "final_episodes=3", "workers=1", "matmul=default", "progress=quiet")
     done = offon("run", *ACTING[setting], *rest, f"out={tmp_path / 'out'}")
     assert done.status == 0, done.err
-    assert numbers(Folder(tmp_path / "out")) == pytest.approx(ACTED[setting], rel=1e-5)
+    close = pytest.approx(ACTED[setting], rel=1e-5, abs=1e-7)  # abs: small differences of float32 numbers near one
+    assert numbers(Folder(tmp_path / "out")) == close
