@@ -142,7 +142,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     plot.add_argument("--plot", type=Path, help="PNG to write (default data-NAME.png here)")
     collect = action("collect", "collect a data set: a bundled one again, or with a policy in an environment")
     collect.add_argument("what", nargs="+", metavar="NAME|KEY=VALUE", help="see `offon data collect help`")
-    collect.add_argument("--out", type=Path, help="file to write (default NAME.npz or NAME.hdf5 here)")
+    collect.add_argument("--out", type=Path, help="file to write (default NAME.npz or NAME.hdf5 here), or folder")
 
 
 def _add_render(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,10 @@
-"""Collect logged data with a policy in any environment: a run's, a random one or a script; written as D4RL's HDF5."""
+"""Collect logged data with a policy in any environment: a run's, a random one or a script."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-import io
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,18 +18,18 @@ import offon
 from offon import envs
 from offon.algorithms.interface import Obs
 from offon.algorithms.noise import ActNoise
-from offon.benchmark import seeds
+from offon.benchmark import collected_files, seeds
 from offon.benchmark.collect import play
-from offon.benchmark.files import write_bytes
 from offon.benchmark.load import LoadedRun, load
 from offon.benchmark.options import parse_option
+from offon.benchmark.provenance import revision, versions
 from offon.benchmark.rollout import first_obs
 
 _TOGETHER = 64  # episodes that are played at once; the data do not depend on it
 _PHASE = "collect"
 _DYNAMICS = "dynamics."
 HELP = """offon data collect NAME: a bundled data set again, by its recipe.
-offon data collect env=ID policy=POLICY [KEY=VALUE …] [--out FILE.hdf5]: a new one in D4RL's layout.
+offon data collect env=ID policy=POLICY [KEY=VALUE …] [--out FILE.hdf5 or FOLDER]: a new one.
   env=ID            an environment of `offon env list`, or gymnasium/ID; left out: that of the run
   policy=POLICY     random; a run folder or id; or script:FILE.py with a function act(obs, rng) -> actions, which gets
                     observations [n, O] and returns actions [n, A], float32 in [-1, 1]
@@ -38,7 +38,10 @@ offon data collect env=ID policy=POLICY [KEY=VALUE …] [--out FILE.hdf5]: a new
   mode=explore      of a run: explore (as it acts while it learns) or eval (as it is judged)
   seed=S            of a run: whose policy; left out: its first
   runs=DIR          of a run's id: the results folder (default runs)
-  dynamics.KEY=V    of the environment"""
+  dynamics.KEY=V    of the environment
+  format=d4rl       layout: d4rl, an HDF5 file (--out FILE.hdf5), or minari, a folder FOLDER/NAME with --out FOLDER,
+                    which minari.load_dataset(NAME) finds where MINARI_DATASETS_PATH names FOLDER
+  name=ID           id of a Minari data set; left out: ENV/POLICY-v0"""
 Act = Callable[[Tensor, int], Tensor]  # observations [n, O], number of the step -> actions [n, A]
 _D4RL = {
     **{"obs": "observations", "action": "actions", "reward": "rewards", "next_obs": "next_observations"},
@@ -58,20 +61,29 @@ class CollectOptions:
     mode: str = "explore"
     seed: int | None = None
     runs: str = "runs"
+    format: str = "d4rl"
+    name: str = ""
     dynamics: dict[str, Any] = field(default_factory=dict)
 
 
 def collect_options(given: Sequence[str], out: Path | None) -> Path:
-    """Collect what KEY=VALUE words ask for and return the file that was written.
+    """Collect what KEY=VALUE words ask for and return the file, or Minari's folder, that was written.
 
     Raises:
         ValueError: an option that there is not, or a value that makes no sense.
     """
     options = _parsed(given)
-    arrays, facts = collect(options)
-    name = options.env.replace("/", "-") or facts["env"].replace("/", "-")
-    path = out or Path(f"{name}-{_word(options.policy)}.hdf5")
-    write_hdf5(path, arrays, facts)
+    source = _source(options)
+    if options.format == "minari":
+        root, name = out or Path(), options.name or f"{source.env_id}/{_word(options.policy)}-v0"
+        collected_files.minari_folder(root, name)  # before the work, not after it
+        arrays, facts = _collected(options, source)
+        return collected_files.write_minari(root, name, arrays, facts, _seeds(options))
+    path = out or Path(f"{source.env_id.replace('/', '-')}-{_word(options.policy)}.hdf5")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name a file in it, or write a Minari data set into it: format=minari")
+    arrays, facts = _collected(options, source)
+    collected_files.write_d4rl(path, arrays, facts)
     return path
 
 
@@ -99,26 +111,31 @@ def _parsed(given: Sequence[str]) -> CollectOptions:
         raise ValueError(f"expected 1 to {len(seeds.COLLECTING)} episodes from 0 on, got {options}")
     if options.mode not in ("explore", "eval"):
         raise ValueError(f"expected mode=explore or mode=eval, got {options.mode!r}")
+    if options.format not in ("d4rl", "minari"):
+        raise ValueError(f"expected format=d4rl or format=minari, got {options.format!r}")
     return options
 
 
 def collect(options: CollectOptions) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Play the episodes; return D4RL's columns in episode order and where they come from.
 
-    An episode depends on its number and the policy alone.
+    An episode depends on its number and the policy alone. Actions lie within the bounds of a Gymnasium environment, as
+    those of anyone's log of it do, and in [-1, 1] elsewhere.
     """
-    loaded = None if _is_free(options.policy) else load(options.policy, options.runs)
-    env_id = options.env or (loaded.job.task["env"] if loaded else "")
-    if not env_id:
-        raise ValueError(f"policy={options.policy} needs env=ID; `offon env list` has the names")
-    inherited = loaded.job.settings["env_options"] if loaded and env_id == loaded.job.task["env"] else {}
-    dynamics = {**inherited, **options.dynamics}
-    chosen = seeds.episode_seeds(seeds.COLLECTING, options.episodes, options.first)
-    arrays = played(env_id, dynamics, chosen, lambda env, some: _policy(options, loaded, env, some))
+    return _collected(options, _source(options))
+
+
+def _collected(options: CollectOptions, source: _Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays = played(
+        source.env_id, source.dynamics, _seeds(options), lambda env, some: _policy(options, source.loaded, env, some)
+    )
+    low, high = collected_files.action_bounds(source.env_id, source.dynamics)
+    arrays["actions"] = ((low + high) / 2 + arrays["actions"] * (high - low) / 2).astype(np.float32)
     facts: dict[str, Any] = {
-        **{"offon": offon.__version__, "env": env_id, "dynamics": dynamics},
-        "env_version": envs.env_spec(env_id, **dynamics).version,
-        **{"policy": _described(options, loaded), "episodes": options.episodes, "first": options.first},
+        **{"offon": offon.__version__, "revision": revision()[0], "versions": versions()},
+        **{"env": source.env_id, "dynamics": source.dynamics},
+        "env_version": envs.env_spec(source.env_id, **source.dynamics).version,
+        **{"policy": _described(options, source.loaded), "episodes": options.episodes, "first": options.first},
         "mean_return": float(arrays["rewards"].sum(dtype=np.float64) / options.episodes),
     }
     return arrays, facts
@@ -154,16 +171,26 @@ def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Write D4RL's layout in one piece; what made the data is the attribute `provenance`, as JSON."""
-    import h5py
+@dataclass(frozen=True)
+class _Source:
+    """Where it is acted, and the run that acts, if one does."""
 
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array, compression="gzip", compression_opts=4)
-        file.attrs["provenance"] = json.dumps(dict(facts), sort_keys=True)
-    write_bytes(path, buffer.getvalue())
+    env_id: str
+    dynamics: dict[str, Any]
+    loaded: LoadedRun | None
+
+
+def _source(options: CollectOptions) -> _Source:
+    loaded = None if _is_free(options.policy) else load(options.policy, options.runs)
+    env_id = options.env or (loaded.job.task["env"] if loaded else "")
+    if not env_id:
+        raise ValueError(f"policy={options.policy} needs env=ID; `offon env list` has the names")
+    inherited = loaded.job.settings["env_options"] if loaded and env_id == loaded.job.task["env"] else {}
+    return _Source(env_id, {**inherited, **options.dynamics}, loaded)
+
+
+def _seeds(options: CollectOptions) -> list[int]:
+    return seeds.episode_seeds(seeds.COLLECTING, options.episodes, options.first)
 
 
 def d4rl(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -180,8 +207,7 @@ def _is_free(policy: str) -> bool:
 
 def _policy(options: CollectOptions, loaded: LoadedRun | None, env: envs.BatchEnv, chosen: Sequence[int]) -> Act:
     if loaded is not None:
-        replica = 0 if options.seed is None else loaded.replica_of(options.seed)
-        return RunPolicy(loaded, replica, options.mode, env, chosen)
+        return RunPolicy(loaded, _replica(options, loaded), options.mode, env, chosen)
     if env.spec.action != "box":
         raise ValueError(f"{env.spec.id} takes no vectors in [-1, 1]; give a run that was trained in it")
     draws = [np.random.default_rng([seed, 2]) for seed in chosen]  # 2: apart from the simulator's and recipes' streams
@@ -244,14 +270,23 @@ def _in_box(action: np.ndarray, env: envs.BatchEnv) -> Tensor:
 
 
 def _described(options: CollectOptions, loaded: LoadedRun | None) -> dict[str, Any]:
+    if options.policy == "random":
+        return {"kind": "random"}
     if loaded is None:
-        return {"kind": "random"} if options.policy == "random" else {"kind": "script", "file": options.policy}
+        script = Path(options.policy.removeprefix("script:"))
+        return {"kind": "script", "file": script.name, "sha256": hashlib.sha256(script.read_bytes()).hexdigest()}
+    replica = _replica(options, loaded)
     return {
-        **{"kind": "run", "run_id": loaded.job.run_id, "algorithm": loaded.policy.method.name},
-        **{"update": loaded.update, "mode": options.mode},
-        "seed": loaded.seeds[0] if options.seed is None else options.seed,
+        **{"kind": "run", "run_id": loaded.job.run_id, "cell_id": loaded.job.replicas[replica].cell_id},
+        **{"task": loaded.job.task["name"], "algorithm": loaded.policy.method.name, "update": loaded.update},
+        **{"mode": options.mode, "seed": loaded.seeds[replica]},
     }
 
 
+def _replica(options: CollectOptions, loaded: LoadedRun) -> int:
+    return 0 if options.seed is None else loaded.replica_of(options.seed)
+
+
 def _word(policy: str) -> str:
-    return Path(policy.removeprefix("script:")).stem
+    """Return what a policy is called in the name of a file or of a data set."""
+    return re.sub(r"[^-\w]", "-", Path(policy.removeprefix("script:")).stem)

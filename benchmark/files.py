@@ -52,14 +52,19 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def write_folder(path: Path, files: dict[str, bytes]) -> None:
+def write_folder(path: Path, files: dict[str, bytes], hidden: bool = False) -> None:
     """A folder of files that appears whole under its name.
+
+    Args:
+        path: the folder.
+        files: contents by path inside it.
+        hidden: the temporary name begins with a dot, for places that programs of others list.
 
     Raises:
         FileExistsError: if something stands there already.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
+    temporary = temporary_name(path.with_name(f".{path.name}") if hidden else path)
     temporary.mkdir()
     try:
         for name, data in files.items():

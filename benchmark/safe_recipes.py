@@ -21,9 +21,9 @@ import numpy as np
 import offon
 from offon import envs
 from offon.algorithms.interface import Algorithm
-from offon.benchmark import checkpoints, seeds
+from offon.benchmark import checkpoints, collected_files, seeds
 from offon.benchmark.builder import Loaded, assemble, replay_for
-from offon.benchmark.collect_policy import CollectOptions, RunPolicy, collect, d4rl, joined, played, write_hdf5
+from offon.benchmark.collect_policy import CollectOptions, RunPolicy, collect, d4rl, joined, played
 from offon.benchmark.config import expand
 from offon.benchmark.hybrid import PHASE
 from offon.benchmark.load import LoadedRun
@@ -206,14 +206,14 @@ def collect_safe(name: str, given: Sequence[str], out: Path | None, progress: st
             parts.append(arrays)
             sources.append(_source(arrays, kind=kind, multiplier=multiplier))
     arrays = joined(parts)
-    write_hdf5(path, arrays, _facts(recipe, options, jobs[0], arrays, sources))
+    collected_files.write_d4rl(path, arrays, _facts(recipe, options, jobs[0], arrays, sources))
     return path
 
 
 def _train(recipe: Recipe, options: Options, runs: Path, uniform: Mapping[str, np.ndarray], progress: str) -> list[Job]:
     """The finished trainings, one replica for each multiplier; the random episodes are the logged data they need."""
     logged = runs / f"random-{options.random}-{options.seed}.hdf5"
-    write_hdf5(logged, uniform, {"env": recipe.env_id})
+    collected_files.write_d4rl(logged, uniform, {"env": recipe.env_id})
     few = max(1, options.steps // _EVALUATIONS)
     overrides = [
         *(f"algorithm={METHOD}", "protocol=hybrid", f"dataset={logged}", f"env={recipe.env_id}"),

@@ -22,6 +22,7 @@ from offon.datasets.readers import read_columns
 from offon.datasets.transitions import DataIdentity, Transitions, unpack, validate
 
 _FILE_ENDINGS = (".npz", ".hdf5", ".h5", ".hdf")
+_MINARI_FILES = ("data/main_data.hdf5", "main_data.hdf5")  # in the folder of a data set
 
 
 def load(
@@ -40,8 +41,8 @@ def load(
     """Return the transitions of a known data set ("neorl2/DMSD") or of a file, checked and with actions in [-1, 1].
 
     Args:
-        name_or_path: a name of the catalogue, or the path of an NPZ or HDF5 file. A file that has the hash of a known
-            data set is that data set, whatever it is called.
+        name_or_path: a name of the catalogue, or the path of an NPZ or HDF5 file or of a Minari data set's folder. A
+            file that has the hash of a known data set is that data set, whatever it is called.
         file: the file to use for a name, instead of searching for it.
         action_low: lower bound of the logged actions, a number or one per entry; with `action_high` they are mapped
             linearly to [-1, 1].
@@ -94,7 +95,10 @@ def resolve(name_or_path: str | Path, file: str | Path | None = None) -> tuple[D
     if os.path.isfile(path):
         return None, path
     if os.path.isdir(path):
-        raise DataError(f"{path}: is a folder; name the file in it")
+        inside = [path / name for name in _MINARI_FILES if os.path.isfile(path / name)]
+        if not inside:
+            raise DataError(f"{path}: is a folder, and no Minari data set; name the file in it")
+        return None, inside[0]
     if path.suffix.lower() in _FILE_ENDINGS:
         raise DataNotFound(f"{path}: no such file, searched from {Path.cwd()}; correct the path")
     return dataset(name), path

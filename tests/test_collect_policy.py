@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import h5py
@@ -62,7 +63,8 @@ def test_a_script_acts_and_its_actions_are_kept(tmp_path):
     (tmp_path / "mine.py").write_text("def act(obs, rng):\n    return 2.0 * obs[:, :2]\n")
     arrays, facts = collect(CollectOptions(policy="script:mine.py", env="neorl2/DMSD", episodes=2))
     assert np.array_equal(arrays["actions"], np.clip(2.0 * arrays["observations"][:, :2], -1.0, 1.0))
-    assert facts["policy"] == {"kind": "script", "file": "script:mine.py"}
+    digest = hashlib.sha256((tmp_path / "mine.py").read_bytes()).hexdigest()
+    assert facts["policy"] == {"kind": "script", "file": "mine.py", "sha256": digest}
 
 
 def test_other_dynamics_are_acted_in_and_noted():

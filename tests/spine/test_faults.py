@@ -86,7 +86,7 @@ def test_what_is_no_data_file(refused, tmp_path, name, content, message):
 
 def test_a_missing_file_a_folder_and_an_unknown_name(refused, tmp_path):
     assert "no such file" in refused(f"dataset={tmp_path / 'none.npz'}")
-    assert "is a folder; name the file in it" in refused(f"dataset={tmp_path}")
+    assert "is a folder, and no Minari data set; name the file in it" in refused(f"dataset={tmp_path}")
     assert "there is no data set and no file" in refused("dataset=nothing")
 
 
