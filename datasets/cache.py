@@ -1,4 +1,7 @@
-"""Packed copies of imported files, as safetensors: they open in a millisecond and all processes share their pages."""
+"""Packed copies of imported files, as safetensors: mapped, not read, and all processes share their pages.
+
+What opening one takes is the check that it is as it was written: a pass over its rows.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,7 +26,8 @@ from offon.datasets.episodes import Reading
 from offon.datasets.hashes import cache_folder
 from offon.datasets.transitions import PACKED_COLUMNS, DataIdentity, Transitions, unpack
 
-SCHEMA = 2  # raise it when a reader or the layout changes: older files are then rebuilt
+SCHEMA = 3  # raise it when a reader or the layout changes: older files are then rebuilt
+_BLOCK = 1024  # bytes
 _ABANDONED_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed
 
 
@@ -46,7 +51,7 @@ def read(source_sha256: str, reading: Reading, identity: DataIdentity) -> Transi
             if not isinstance(header, dict) or header.get("schema_version") != SCHEMA:
                 return None
             rows, starts = file.get_tensor("rows"), file.get_tensor("starts")
-        if header["source_sha256"] != source_sha256 or header.pop("crc32") != _crc32(rows, starts, header):
+        if header["source_sha256"] != source_sha256 or header.pop("checksum") != _checksum(rows, starts, header):
             return None
         layout = {name: slice(*where) for name, where in header["layout"].items()}
         return unpack(rows, layout, starts, identity.noted(header["notes"]), header["behaviour_return"])
@@ -66,7 +71,7 @@ def write(source_sha256: str, reading: Reading, transitions: Transitions, notes:
         "stats": {name: value.tolist() for name, value in transitions.stats().items()},
         "behaviour_return": transitions.behaviour_return,
     }
-    header["crc32"] = _crc32(rows, transitions.starts, header)
+    header["checksum"] = _checksum(rows, transitions.starts, header)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +91,19 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) 
         os.fsync(file.fileno())
 
 
-def _crc32(rows: torch.Tensor, starts: torch.Tensor, header: dict[str, Any]) -> int:
-    """Return the checksum of the tensors and of the header without its checksum."""
+def _checksum(rows: torch.Tensor, starts: torch.Tensor, header: dict[str, Any]) -> int:
+    """Return the CRC-32 of the header without its checksum, the starts, and the sum of each kilobyte of the rows.
+
+    Sums run as fast as the memory gives (166 MB: 25 ms, a CRC of all bytes 90 ms). A flip of any bits in a kilobyte
+    changes its sum, unless others there make up for it exactly.
+    """
+    data = rows.numpy().reshape(-1).view(np.uint8)
+    whole = data.size // _BLOCK * _BLOCK
+    sums = data[:whole].view(np.uint64).reshape(-1, _BLOCK // 8).sum(axis=1)  # modulo 2^64
     crc = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-    return zlib.crc32(starts.numpy().data, zlib.crc32(rows.numpy().data, crc))
+    for part in (starts.numpy(), sums, data[whole:]):
+        crc = zlib.crc32(part.data, crc)
+    return crc
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from offon.datasets.changes import apply, changes_of
 from offon.datasets.episodes import Reading, action_bounds, to_transitions
 from offon.datasets.errors import DataError, DataNotFound
 from offon.datasets.filters import Extrema
-from offon.datasets.hashes import first_use, first_use_path, md5_of, sha256_of
+from offon.datasets.hashes import first_use, first_use_path, md5_of, noted, sha256_of
 from offon.datasets.locate import cure, find
 from offon.datasets.made import read_made
 from offon.datasets.readers import read_columns
@@ -54,16 +55,9 @@ def load(
         changes: what to do with them, by the names of `changes.Changes`.
         cache: read and write the packed copy in the cache folder.
     """
-    known, path = resolve(name_or_path, file)
-    sha256 = sha256_of(path)
-    if known is not None:
-        check_hash(known, path, sha256)
-    else:
-        known = with_sha256(sha256)
+    named, path = resolve(name_or_path, file)
     low, high = action_bounds(action_low, action_high)
-    reading = Reading(
-        ends=known.ends if known else "flags",
-        first_episodes=known.first_episodes if known else None,
+    asked = Reading(
         drop_timeout_rows=drop_timeout_rows,
         action_low=low,
         action_high=high,
@@ -72,9 +66,26 @@ def load(
         keys=tuple(sorted((keys or {}).items())),
     )
     wanted = changes_of(changes or {})
-    identity = _identity(known, path, sha256, reading)
-    found = packed_cache.read(sha256, reading, identity) if cache else None
+    found = None
+    if cache and (sha256 := noted(path, "sha256")):  # the packed copy is of these bytes; the file need not be read
+        known, reading, identity = _meant(named, path, sha256, asked, trust=True)
+        found = packed_cache.read(sha256, reading, identity)
+    if found is None:
+        sha256 = sha256_of(path, note=cache)
+        known, reading, identity = _meant(named, path, sha256, asked)
+        found = packed_cache.read(sha256, reading, identity) if cache else None
     return apply(found or _import(path, reading, identity, cache), wanted, extrema_of(known))
+
+
+def _meant(
+    named: Dataset | None, path: Path, sha256: str, asked: Reading, trust: bool = False
+) -> tuple[Dataset | None, Reading, DataIdentity]:
+    """Return what data set a file of this hash is, if a known one, how it is read, and its identity."""
+    if named is not None:
+        check_hash(named, path, sha256, trust)
+    known = named or with_sha256(sha256)
+    reading = asked if known is None else replace(asked, ends=known.ends, first_episodes=known.first_episodes)
+    return known, reading, _identity(known, path, sha256, reading)
 
 
 def extrema_of(known: Dataset | None) -> Extrema | None:
@@ -104,8 +115,8 @@ def resolve(name_or_path: str | Path, file: str | Path | None = None) -> tuple[D
     return dataset(name), path
 
 
-def check_hash(known: Dataset, path: Path, sha256: str) -> None:
-    """Raise DataError unless the file's bytes are those of the data set."""
+def check_hash(known: Dataset, path: Path, sha256: str, trust: bool = False) -> None:
+    """Raise DataError unless the file's bytes are those of the data set; `trust`: a noted MD5 is as good."""
     if sha256 in known.stale:
         named = with_sha256(sha256)
         knowingly = f"task={named.name} trains on it knowingly; otherwise " if named else ""
@@ -118,7 +129,7 @@ def check_hash(known: Dataset, path: Path, sha256: str) -> None:
     kind, expected = ("sha256", known.sha256) if known.sha256 else ("MD5", known.md5)
     if expected is None:
         return
-    found = sha256 if known.sha256 else md5_of(path)
+    found = sha256 if known.sha256 else trust and noted(path, "md5") or md5_of(path, note=trust)
     if found != expected:
         raise DataError(
             f"{path}: expected {kind} {expected} for {known.name}, found {found}; "

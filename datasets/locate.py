@@ -38,7 +38,7 @@ def find(dataset: Dataset, file: str | Path | None = None) -> Path:
         hits += found
         searched.append(f"  {label} {folder}: {note}")
     if hits:
-        return hits[0] if len(hits) == 1 else next((hit for hit in hits if is_known(dataset, hit)), hits[0])
+        return hits[0] if len(hits) == 1 else next((hit for hit in hits if is_known(dataset, hit, trust=True)), hits[0])
     if not data_folders():
         searched.insert(0, "  OFFON_DATA is not set")
     raise DataNotFound(
