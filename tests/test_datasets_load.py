@@ -288,6 +288,14 @@ def test_verify_reports_what_differs_instead_of_raising(places, toy):
     assert not report.ok and wrong == {"current", "rows", "transitions", "episodes", "truncated", "mean_return"}
 
 
+def test_counts_must_agree_exactly(places, toy):
+    write(places / "data/toy.npz")
+    toy(golden={**GOLDEN, "mean_return": 22.5 + 1e-6})
+    assert verify.verify("test/toy").ok
+    many = {check.check: check for check in verify._statistics_checks({"rows": 100_000}, {"rows": 99_999})}
+    assert not many["rows"].ok
+
+
 def test_verify_of_a_damaged_file_says_so(places, toy):
     path = write(places / "elsewhere/toy.npz")
     toy(sha256=sha256(path))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import os
 
 import numpy as np
 import pytest
 import torch
 
-from offon.datasets.catalogue import DATASETS
+from offon.datasets.catalogue import DATASETS, with_sha256
 from offon.datasets.errors import DataError, DataNotFound
 from offon.datasets.load import load
-from offon.datasets.locate import find
+from offon.datasets.locate import data_folders, find
 from offon.datasets.transforms import split_by_discontinuity
 from offon.datasets.verify import verify
 
@@ -121,6 +122,34 @@ def test_a_real_file_cut_short_is_a_data_error(tmp_path):
                 load(path)
 
 
+def test_the_golden_statistics_are_those_of_the_manifest_beside_the_files():
+    listed = [folder / "manifest.csv" for folder in data_folders() if (folder / "manifest.csv").is_file()]
+    if not listed:
+        pytest.skip("no folder of OFFON_DATA has a manifest.csv")
+    with open(listed[0], newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        known = with_sha256(row["sha256"])
+        assert known is not None, row["path"]
+        for name, column in (("rows", "transitions"), *((same, same) for same in ("episodes", "obs_dim", "act_dim"))):
+            assert known.golden[name] == int(row[column]), (row["path"], name)
+        assert known.golden["mean_return"] == pytest.approx(float(row["mean_return"]), abs=6e-4)
+        assert known.size in (None, int(row["bytes"]))
+
+
+@pytest.mark.parametrize("name", HASHED)
+def test_a_flipped_byte_of_any_file_is_caught_where_the_file_goes_by_its_name(tmp_path, name):
+    path = at_hand(name)
+    damaged = tmp_path / "/".join(path.parts[-4:])
+    damaged.parent.mkdir(parents=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 16
+    damaged.write_bytes(content)
+    report = verify(damaged)
+    assert {"sha256", "md5"} & {row.check for row in report.rows if not row.ok}
+
+
 def test_a_flipped_byte_a_dropped_row_and_swapped_episodes_are_caught(tmp_path):
     path = at_hand("neorl2/SafetyHalfCheetah")
     content = bytearray(path.read_bytes())
@@ -129,9 +158,14 @@ def test_a_flipped_byte_a_dropped_row_and_swapped_episodes_are_caught(tmp_path):
     with np.load(path, allow_pickle=False) as file:
         columns = {key: file[key] for key in file.files}
     np.savez(tmp_path / "dropped.npz", **{key: column[1:] for key, column in columns.items()})
-    order = np.r_[1000:2000, :1000, 2000 : len(columns["reward"])]
-    np.savez(tmp_path / "swapped.npz", **{key: column[order] for key, column in columns.items()})
-    for name in ("flipped", "dropped", "swapped"):
+    order = np.arange(len(columns["reward"]))
+    swapped, shuffled = (
+        np.r_[1000:2000, :1000, order[2000:]],
+        np.r_[np.random.default_rng(0).permutation(999), order[999:]],
+    )
+    for name, rows in (("swapped", swapped), ("shuffled", shuffled)):
+        np.savez(tmp_path / f"{name}.npz", **{key: column[rows] for key, column in columns.items()})
+    for name in ("flipped", "dropped", "swapped", "shuffled"):
         report = verify("neorl2/SafetyHalfCheetah", file=tmp_path / f"{name}.npz")
         assert "sha256" in [row.check for row in report.rows if not row.ok]
     dropped = verify("neorl2/SafetyHalfCheetah", file=tmp_path / "dropped.npz")
