@@ -16,12 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.interface import Algorithm, Obs, Rows, Spec
 from offon.algorithms.nn import MLP, Adam
 from offon.algorithms.noise import ActNoise, Noise
 from offon.algorithms.policies import GaussianPolicy
 from offon.algorithms.registry import register
 from offon.algorithms.sequence_losses import BY_ADVANTAGE, BY_REWARD, Objective, Scored, pick, priority, sequence_loss
+from offon.algorithms.stacked import put_back_
 from offon.counter import key_of
 from offon.datasets.transitions import Batch, Transitions
 
@@ -92,8 +94,7 @@ class ALoL(Algorithm):
         super().__init__(spec, config, seeds)
         if config.variant == NOT_OFFERED:
             raise ValueError("variant r_gold needs probabilities of tokens; densities of actions are none")
-        if config.value not in VALUES:
-            raise ValueError(f"expected value among {', '.join(VALUES)}, got {config.value!r}")
+        check_choice("value", config.value, VALUES)
         if config.chunk == 0 and spec.horizon is None:
             raise ValueError("chunk 0 takes the whole episode, whose length this task does not state; set chunk")
         self.objective = Objective(config.variant, config.clip, config.kl_weight)
@@ -247,17 +248,15 @@ class ALoL(Algorithm):
             before = [parameter.clone() for parameter in self.policy.parameters()]
         self.policy_optimizer.reset((self.updates_done != self.switch).float())
         self.policy_optimizer.step(loss)
-        self._settle(before, is_cloning, moves)
+        put_back_(self.policy.parameters(), before, moves)
+        self._follow(is_cloning)
         names = ("weight", "at_lower", "at_upper", "positive_advantage", "log_ratio", "effective_rows")
         return {"policy_loss": loss.detach(), "nll": nll.detach(), **{name: info[name] for name in names}}
 
     @torch.no_grad()
-    def _settle(self, before: list[Tensor], is_cloning: Tensor, moves: Tensor) -> None:
-        """Puts back the policies that stand still, and lets the reference follow while it is cloned."""
-        still = ~moves
-        pairs = zip(before, self.policy.parameters(), self.reference.parameters(), strict=True)
-        for old, new, reference in pairs:
-            torch.where(still.view(-1, *[1] * (old.dim() - 1)), old, new, out=new)
+    def _follow(self, is_cloning: Tensor) -> None:
+        """The reference is the policy while it is cloned."""
+        for new, reference in zip(self.policy.parameters(), self.reference.parameters(), strict=True):
             torch.where(is_cloning, new, reference, out=reference)
 
     def act(self, x: Obs, noise: ActNoise, mode: str) -> Tensor:

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.interface import Algorithm, Obs, Spec
 from offon.algorithms.losses import mse_loss
 from offon.algorithms.nn import Adam
@@ -41,8 +42,7 @@ class BC(Algorithm):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        if config.policy not in ("deterministic", "gaussian"):
-            raise ValueError(f"expected policy deterministic or gaussian, got {config.policy!r}")
+        check_choice("policy", config.policy, ("deterministic", "gaussian"))
         kind = GaussianPolicy if config.policy == "gaussian" else DeterministicPolicy
         self.policy = kind(seeds, "policy", (spec.obs_dim, *config.hidden_dims, spec.act_dim))
         self.optimizer = Adam([self.policy], config.lr)

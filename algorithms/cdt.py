@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.cost_limit import limit_and_horizon
 from offon.algorithms.interface import Algorithm, Obs, Rows, Spec
 from offon.algorithms.nn import Adam, generator_of
 from offon.algorithms.noise import ActNoise, Noise
 from offon.algorithms.registry import register
 from offon.algorithms.squashed import Temperature, temperature_loss
+from offon.algorithms.stacked import look_up
 from offon.algorithms.transformer import Linear, Transformer
 from offon.datasets.transitions import Batch, Transitions
 
@@ -107,15 +109,14 @@ class CDT(Algorithm):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        if spec.cost_limit is None or spec.horizon is None:
-            raise ValueError(f"expected a cost limit and a horizon, got {spec.cost_limit} and {spec.horizon}")
+        self.limit, horizon = limit_and_horizon(spec)
         if config.reward != "none":
             raise ValueError("expected reward=none: it is told rewards as they are when it acts; use return_scale")
         width = config.width
         self.return_token, self.cost_token = Linear(seeds, "return", 1, width), Linear(seeds, "cost", 1, width)
         self.obs_token = Linear(seeds, "obs", spec.obs_dim, width)
         self.action_token = Linear(seeds, "action", spec.act_dim, width)
-        times = spec.horizon + _SPARE
+        times = horizon + _SPARE
         table = [torch.empty(times, width).normal_(0.0, 0.02, generator=generator_of(s, "times")) for s in seeds]
         self.times = torch.nn.Parameter(torch.stack(table))
         self.trunk = Transformer(seeds, "trunk", width, config.heads, config.layers, config.dropout)
@@ -151,8 +152,7 @@ class CDT(Algorithm):
         wanted = self.config.target_return
         if wanted is None:
             costs, returns = data.cost_to_go()[data.starts], data.episode_returns()
-            assert self.spec.cost_limit is not None
-            within = costs <= max(self.spec.cost_limit, float(costs.min()))  # the cheapest ones, if none is within
+            within = costs <= max(self.limit, float(costs.min()))  # the cheapest ones, if none is within
             wanted = float(returns[within].max())
         self.target.fill_(wanted)
 
@@ -193,9 +193,7 @@ class CDT(Algorithm):
         noise: Noise | None,
     ) -> tuple[Tensor, Tensor]:
         """What is known before and after each action [R, B, T, width], of returns and costs to go [R, B, T]."""
-        replicas, entries = self.times.shape[:2]
-        offset = torch.arange(replicas, device=time.device).view(-1, 1, 1) * entries
-        moment = torch.nn.functional.embedding(time.clamp(0, entries - 1) + offset, self.times.flatten(0, 1))
+        moment = look_up(self.times, time.clamp(0, self.times.shape[1] - 1))
         scaled, left = self.config.return_scale * returns, self.config.cost_origin - costs
         parts = (
             self.return_token(scaled[..., None]),
@@ -231,7 +229,7 @@ class CDT(Algorithm):
         """Moves the memory on by one step, in place: the action of the last one is known by now."""
         kept, begins = x.memory, x.t == 0
         kept["action"][:, :, -1] = x.action
-        limit = torch.full_like(x.cost, float(self.spec.cost_limit or 0.0))
+        limit = torch.full_like(x.cost, self.limit)
         newest = {
             "returns": torch.where(begins, self.target, kept["returns"][..., -1] - x.reward),
             "costs": torch.where(begins, limit, kept["costs"][..., -1] - x.cost),

@@ -27,7 +27,13 @@ def discounted_limit(limit: float, discount: Tensor, horizon: int) -> Tensor:
 
 
 def limit_of(spec: Spec, discount: Tensor) -> Tensor:
-    """The same, [R, 1], for a task.
+    """The same, [R, 1], for a task that has both, see `limit_and_horizon`."""
+    limit, horizon = limit_and_horizon(spec)
+    return discounted_limit(limit, discount, horizon)
+
+
+def limit_and_horizon(spec: Spec) -> tuple[float, int]:
+    """Cost limit and horizon of a task.
 
     Raises:
         ValueError: if the task has no limit or no horizon.
@@ -37,7 +43,7 @@ def limit_of(spec: Spec, discount: Tensor) -> Tensor:
             f"expected a cost limit and a horizon, got {spec.cost_limit} and {spec.horizon}; give cost_limit=NUMBER, "
             "and horizon=STEPS for a file of your own"
         )
-    return discounted_limit(spec.cost_limit, discount, spec.horizon)
+    return spec.cost_limit, spec.horizon
 
 
 def where_cut(data: Batch, timeouts_end: bool, cost_through_ends: bool) -> tuple[Tensor, Tensor]:

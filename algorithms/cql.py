@@ -245,10 +245,7 @@ class CQL(FineTuning):
 
     def act(self, x: Obs, noise: ActNoise, mode: str) -> Tensor:
         """The squashed mean; when exploring, one sample."""
-        mean, log_std = self.policy.moments(x.obs)
-        if mode == "eval":
-            return torch.tanh(mean)
-        return torch.tanh(mean + log_std.exp() * noise.normal("explore", self.spec.act_dim))
+        return self.policy.act(x.obs, noise, mode)
 
 
 @register("cal_ql", protocols=("offline", "offline_to_online"))

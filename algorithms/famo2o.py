@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from offon.algorithms.awac import AWAC
+from offon.algorithms.choices import check_choice
 from offon.algorithms.cql import CQL, PolicyInputs
 from offon.algorithms.families import WEIGHTINGS, Family, beyond_range, family_weight
 from offon.algorithms.interface import Plan, Spec
@@ -37,11 +38,6 @@ _BALANCE_LOG_STD = (-10.0, 2.0)
 def coefficient_actor_loss(q: Tensor, log_prob: Tensor, temperature: Tensor, coefficient: Tensor) -> Tensor:
     """Mean over rows of temperature log pi - coefficient min Q: [R, E, B], [R, B], [R, 1], [R, B] -> [R]."""
     return (temperature * log_prob - coefficient * q.amin(1)).mean(-1)
-
-
-def _check_weighting(weighting: str) -> None:
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"expected weighting among {', '.join(WEIGHTINGS)}, got {weighting!r}")
 
 
 @register("famo2o", protocols=("offline_to_online", "offline"))
@@ -75,7 +71,7 @@ class FamO2O(Family, IQL):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        _check_weighting(config.weighting)
+        check_choice("weighting", config.weighting, WEIGHTINGS)
         if config.policy != "gaussian":
             raise ValueError(
                 f"expected policy gaussian, whose actions the balance policy learns from, got {config.policy!r}"
@@ -119,7 +115,7 @@ class FamO2OAWAC(Family, AWAC):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        _check_weighting(config.weighting)
+        check_choice("weighting", config.weighting, WEIGHTINGS)
 
     def _make_balance(self) -> SquashedGaussian:
         sizes = (self.spec.obs_dim, *self.config.hidden_dims, 1)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.interface import Algorithm, Plan, Rows
 from offon.datasets.transitions import Batch
 
@@ -31,8 +32,7 @@ class FineTuning(Algorithm):
     def sources(self, phase: str) -> dict[str, Rows]:
         """Logged rows, and online those that the sampling asks for."""
         config = self.config
-        if config.online_sampling not in SAMPLING:
-            raise ValueError(f"expected online_sampling among {', '.join(SAMPLING)}, got {config.online_sampling!r}")
+        check_choice("online_sampling", config.online_sampling, SAMPLING)
         if phase == "offline":
             return {"data": Rows(config.batch_size, self.COLUMNS)}
         if config.online_sampling == "half":

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.cost_limit import discounted_limit
 from offon.algorithms.diffusion import Denoiser
 from offon.algorithms.interface import Algorithm, Obs, Rows, Spec
@@ -306,8 +307,7 @@ def reward_scale(least: float, greatest: float, horizon: int) -> float:
 def _check(spec: Spec, config: FISOR.Config) -> None:
     choices = {"weights": ("feasibility", "imitation"), "constraint": ("cost", "distance"), "critic": ("hj", "qc")}
     for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise ValueError(f"expected {name} among {', '.join(known)}, got {getattr(config, name)!r}")
+        check_choice(name, getattr(config, name), known)
     if config.batch_size % 2 or config.critic_rows > config.batch_size:
         raise ValueError(
             f"expected an even batch_size of at least critic_rows, got {config.batch_size} and {config.critic_rows}"

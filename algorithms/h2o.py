@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.interface import Algorithm, Obs, Plan, Rows, Spec
 from offon.algorithms.losses import critic_loss, td_target
 from offon.algorithms.nn import MLP, Adam, Output, ema_
@@ -201,10 +202,7 @@ class Hybrid(Algorithm):
 
     def act(self, x: Obs, noise: ActNoise, mode: str) -> Tensor:
         """The squashed mean; when exploring, one sample."""
-        mean, log_std = self.policy.moments(x.obs)
-        if mode == "eval":
-            return torch.tanh(mean)
-        return torch.tanh(mean + log_std.exp() * noise.normal("explore", self.spec.act_dim))
+        return self.policy.act(x.obs, noise, mode)
 
 
 @register("h2o", protocols=("hybrid",))
@@ -244,9 +242,8 @@ class H2O(Hybrid):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        for name, choices in (("state_std", ("real", "padded")), ("objective", ("logsumexp", "mean"))):
-            if getattr(config, name) not in choices:
-                raise ValueError(f"expected {name} among {', '.join(choices)}, got {getattr(config, name)!r}")
+        check_choice("state_std", config.state_std, ("real", "padded"))
+        check_choice("objective", config.objective, ("logsumexp", "mean"))
         if not 0 < self._simulated_rows() < config.batch_size:
             raise ValueError(
                 f"expected simulated_share to leave rows of both kinds in a batch of {config.batch_size}, "

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.interface import Obs, OnPolicy, Rollout, Rows, Spec
 from offon.algorithms.natural_gradient import (
     conjugate_gradients,
@@ -117,8 +118,7 @@ class HNPG(OnPolicy):
             raise ValueError(f"expected a horizon, since every step has a policy of its own, found {spec.horizon}")
         if spec.action not in ("box", "real"):
             raise ValueError(f"expected actions that are vectors, found action={spec.action!r}")
-        if config.eval_policy not in ("sampled", "mean"):
-            raise ValueError(f"expected eval_policy sampled or mean, got {config.eval_policy!r}")
+        check_choice("eval_policy", config.eval_policy, ("sampled", "mean"))
         self.horizon: int = spec.horizon
         sizes = (spec.obs_dim, *config.policy_hidden_dims, spec.act_dim)
         self.policy = PerStepNets(seeds, "policy", self.horizon, sizes, extra=spec.act_dim)  # log-stds stand behind

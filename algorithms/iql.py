@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.fine_tuning import FineTuning, joined
 from offon.algorithms.interface import Obs, Spec
 from offon.algorithms.losses import critic_loss, td_target
@@ -95,9 +96,9 @@ class IQL(FineTuning):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        _check_choice("policy", config.policy, ("gaussian", "deterministic"))
-        _check_choice("order", config.order, ("paper", "corl"))
-        _check_choice("critic_reduction", config.critic_reduction, ("sum", "mean"))
+        check_choice("policy", config.policy, ("gaussian", "deterministic"))
+        check_choice("order", config.order, ("paper", "corl"))
+        check_choice("critic_reduction", config.critic_reduction, ("sum", "mean"))
         sizes = (spec.obs_dim + self.EXTRA_INPUTS, *config.hidden_dims, spec.act_dim)
         if config.policy == "gaussian":
             log_std_range = (config.log_std_min, 2.0)
@@ -191,8 +192,3 @@ class IQL(FineTuning):
             return mean
         std = self.policy.clamped_log_std().exp()
         return (mean + std * noise.normal("explore", mean.shape[-1])).clamp(-1.0, 1.0)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"expected {name} among {', '.join(choices)}, got {value!r}")

@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.interface import Obs, Plan, Rows, Spec
 from offon.algorithms.losses import soft_target
 from offon.algorithms.nn import Adam, Norm, ema_
 from offon.algorithms.noise import ActNoise, Noise, Under
 from offon.algorithms.registry import register
-from offon.algorithms.sac import SAC, actor_loss
+from offon.algorithms.sac import SAC
 from offon.datasets.transitions import Batch
 
 LOGGED, OWN = 0, 1
@@ -103,8 +104,7 @@ class MOORL(SAC):
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
         for name, choices in _CHOICES.items():
-            if getattr(config, name) not in choices:
-                raise ValueError(f"expected {name} among {', '.join(choices)}, got {getattr(config, name)!r}")
+            check_choice(name, getattr(config, name), choices)
         # self.policy and self.critic are the fast ones, which the optimisers hold
         self.slow_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -213,7 +213,7 @@ class MOORL(SAC):
                 reptile_(self._slow(), [parameter.detach() for parameter in self._fast()], rate)
             return
         part = self._part(data, self.config.inner_steps)
-        q_loss, policy_loss = self._losses(part, noise)
+        q_loss, policy_loss = self._loss_of_critic(part, noise)[0], self._loss_of_policy(part, noise)[0]
         for loss, slow, fast in (
             (q_loss, self.slow_critic, self.critic),
             (policy_loss, self.slow_policy, self.policy),
@@ -222,17 +222,6 @@ class MOORL(SAC):
             gradients = torch.autograd.grad(loss, parameters, torch.ones_like(loss))
             with torch.no_grad():
                 fomaml_(list(slow.parameters()), gradients, rate)
-
-    def _losses(self, data: Batch, noise: Under) -> tuple[Tensor, Tensor]:
-        """Losses [R] of critics and policy at the fast parameters."""
-        shape, temperature = (data.rows.shape[1], self.spec.act_dim), self.temperature.value().detach()
-        with torch.no_grad():
-            action, log_prob = self.policy.sample(data.next_obs, noise.normal("next_action", *shape))
-            next_q = self.target_critic(torch.cat((data.next_obs, action), -1)).squeeze(-1)
-        q_loss = self._critic_loss(data, noise, self.critic(data.obs_action).squeeze(-1), next_q, log_prob)
-        action, log_prob = self.policy.sample(data.obs, noise.normal("policy_action", *shape))
-        value = self.critic(torch.cat((data.obs, action), -1), frozen=True).squeeze(-1)
-        return q_loss, actor_loss(value, log_prob, temperature)
 
     def _slow(self) -> list[Tensor]:
         return [*self.slow_policy.parameters(), *self.slow_critic.parameters()]
@@ -276,7 +265,4 @@ class MOORL(SAC):
 
     def act(self, x: Obs, noise: ActNoise, mode: str) -> Tensor:
         """The slow policy's squashed mean; when exploring, one sample."""
-        mean, log_std = self.slow_policy.moments(x.obs)
-        if mode == "eval":
-            return torch.tanh(mean)
-        return torch.tanh(mean + log_std.exp() * noise.normal("explore", self.spec.act_dim))
+        return self.slow_policy.act(x.obs, noise, mode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.interface import Features, Spec
 
 KINDS = ("deterministic", "random_linear")
@@ -47,8 +48,7 @@ def policy_class(features: Features, kind: str, most: int, size: int, class_seed
     """
     states, actions, d = features.phi.shape
     horizon = len(features.reward_to_go)
-    if kind not in KINDS:
-        raise ValueError(f"expected policy_class among {', '.join(KINDS)}, got {kind!r}")
+    check_choice("policy_class", kind, KINDS)
     decisions = _decisions(features)
     free = int(decisions.sum())
     number = actions**free if kind == "deterministic" else size

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.interface import Algorithm, Obs, Plan, Rows, Spec
 from offon.algorithms.losses import critic_loss, soft_target
 from offon.algorithms.nn import MLP, Adam
@@ -110,8 +111,7 @@ class RLPD(Algorithm):
             raise ValueError(f"expected an even batch_size, half logged and half own rows, got {config.batch_size}")
         if config.target_critics > config.n_critics:
             raise ValueError(f"expected target_critics of at most {config.n_critics}, got {config.target_critics}")
-        if config.actor_reduction not in ("mean", "min"):
-            raise ValueError(f"expected actor_reduction mean or min, got {config.actor_reduction!r}")
+        check_choice("actor_reduction", config.actor_reduction, ("mean", "min"))
         sizes = (spec.obs_dim, *config.hidden_dims, spec.act_dim)
         self.policy = SquashedGaussian(seeds, "policy", sizes, (config.log_std_min, 2.0), init="xavier")
         critic_sizes = (spec.obs_dim + spec.act_dim, *config.hidden_dims, 1)
@@ -189,7 +189,4 @@ class RLPD(Algorithm):
 
     def act(self, x: Obs, noise: ActNoise, mode: str) -> Tensor:
         """The squashed mean; when exploring, one sample."""
-        mean, log_std = self.policy.moments(x.obs)
-        if mode == "eval":
-            return torch.tanh(mean)
-        return torch.tanh(mean + log_std.exp() * noise.normal("explore", self.spec.act_dim))
+        return self.policy.act(x.obs, noise, mode)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.interface import Spec
 from offon.algorithms.losses import mse_loss, soft_target
 from offon.algorithms.noise import Noise
@@ -156,8 +157,7 @@ class RO2O(SACN):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        if config.objective not in ("min", "lcb"):
-            raise ValueError(f"expected objective among min, lcb, got {config.objective!r}")
+        check_choice("objective", config.objective, ("min", "lcb"))
         self.register_buffer("strength", torch.full((len(seeds), 1), float(config.uncertainty)))
         self._keeps = (True, True, True)
 

@@ -129,15 +129,19 @@ class SAC(FineTuning):
         }
 
     def _update_critic(self, data: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        loss, q = self._loss_of_critic(data, noise)
+        self.critic_optimizer.step(loss)
+        self._average_target()
+        return loss, q
+
+    def _loss_of_critic(self, data: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Loss [R] of the critics and their values [R, E, B]."""
         with torch.no_grad():
             normal = noise.normal("next_action", data.rows.shape[1], self.spec.act_dim)
             action, log_prob = self.policy.sample(data.next_obs, normal)
             next_q = self.target_critic(torch.cat((data.next_obs, action), -1)).squeeze(-1)
         q = self.critic(data.obs_action).squeeze(-1)
-        loss = self._critic_loss(data, noise, q, next_q, log_prob)
-        self.critic_optimizer.step(loss)
-        self._average_target()
-        return loss, q
+        return self._critic_loss(data, noise, q, next_q, log_prob), q
 
     def _critic_loss(self, data: Batch, noise: Noise, q: Tensor, next_q: Tensor, log_prob: Tensor) -> Tensor:
         """TD error [R] of values [R, E, B] against the least next value; what a variant adds to."""
@@ -151,12 +155,16 @@ class SAC(FineTuning):
 
     def _update_policy(self, data: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
         """One step of the policy; returns its loss and the entropy [R] of its sample."""
+        loss, log_prob = self._loss_of_policy(data, noise)
+        self.policy_optimizer.step(loss)
+        return loss, -log_prob.detach().mean(-1)
+
+    def _loss_of_policy(self, data: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Loss [R] of the policy and the log densities [R, B] of its sample."""
         normal = noise.normal("policy_action", data.rows.shape[1], self.spec.act_dim)
         action, log_prob = self.policy.sample(data.obs, normal)
         q = self.critic(torch.cat((data.obs, action), -1), frozen=True).squeeze(-1)
-        loss = self._policy_loss(data, noise, q, action, log_prob)
-        self.policy_optimizer.step(loss)
-        return loss, -log_prob.detach().mean(-1)
+        return self._policy_loss(data, noise, q, action, log_prob), log_prob
 
     def _policy_loss(self, data: Batch, noise: Noise, q: Tensor, action: Tensor, log_prob: Tensor) -> Tensor:
         """The policy's loss [R] at its own actions; what a variant adds to."""
@@ -168,10 +176,7 @@ class SAC(FineTuning):
 
     def act(self, x: Obs, noise: ActNoise, mode: str) -> Tensor:
         """The squashed mean; when exploring, one sample."""
-        mean, log_std = self.policy.moments(x.obs)
-        if mode == "eval":
-            return torch.tanh(mean)
-        return torch.tanh(mean + log_std.exp() * noise.normal("explore", self.spec.act_dim))
+        return self.policy.act(x.obs, noise, mode)
 
 
 @register("sac_n", protocols=("offline", "offline_to_online"))

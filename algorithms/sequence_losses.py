@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
+
 BY_REWARD = ("weighted_bc", "r_gold", "r_lol")  # weighted by the reward itself, which must not be negative
 BY_ADVANTAGE = ("a_lol", "ref_free", "sequence", "kl")  # weighted by the advantage, where it is positive
 VARIANTS = ("nll", *BY_REWARD, *BY_ADVANTAGE)
@@ -53,8 +55,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense."""
-        if self.variant not in VARIANTS:
-            raise ValueError(f"expected variant among {', '.join(VARIANTS)}, got {self.variant!r}")
+        check_choice("variant", self.variant, VARIANTS)
         if not 0.0 <= self.clip < 1.0:
             raise ValueError(f"expected clip in [0, 1), got {self.clip}")
         if self.variant == "kl" and not self.kl_weight > 0.0:

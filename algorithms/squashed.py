@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.nn import MLP, Norm, Output
+from offon.algorithms.noise import ActNoise
 
 
 def squashed_log_prob(normal: Tensor, log_std: Tensor, before: Tensor) -> Tensor:
@@ -75,19 +77,18 @@ class SquashedGaussian(MLP):
         output: Output | None = None,
         last_hidden: Output | None = None,
     ) -> None:
+        check_choice("std", std, STDS)
         width = sizes[-1] if std == "free" else 2 * sizes[-1]
         widths = (*sizes[:-1], width)
         super().__init__(
             seeds, name, widths, layer_norm=layer_norm, init=init, output=output, last_hidden=last_hidden
         )
-        self.log_std_range, self.std = log_std_range, std
+        self.log_std_range, self.std, self.act_dim = log_std_range, std, sizes[-1]
         if std == "free":
             self.free_log_std = torch.nn.Parameter(torch.zeros(len(seeds), 1, sizes[-1]))
         elif std == "affine":
             self.std_factor = torch.nn.Parameter(torch.ones(len(seeds), 1, 1))
             self.std_summand = torch.nn.Parameter(torch.full((len(seeds), 1, 1), -1.0))
-        elif std != "head":
-            raise ValueError(f"expected std among {', '.join(STDS)}, got {std!r}")
 
     def moments(self, x: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor]:
         """Mean and clamped log-std; with `frozen`, the network's weights get no gradient."""
@@ -106,6 +107,13 @@ class SquashedGaussian(MLP):
         With normals [R, N, B, A], N actions for each row: [R, N, B, A] and [R, N, B].
         """
         return squashed_sample(self.moments(x), normal)
+
+    def act(self, x: Tensor, noise: ActNoise, mode: str) -> Tensor:
+        """The squashed mean [R, N, A] for x [R, N, O]; when exploring, one sample, from the draw "explore"."""
+        mean, log_std = self.moments(x)
+        if mode == "eval":
+            return torch.tanh(mean)
+        return torch.tanh(mean + log_std.exp() * noise.normal("explore", self.act_dim))
 
     def nll(self, x: Tensor, action: Tensor) -> Tensor:
         """Negative log densities [R, B] of given actions [R, B, A], which are taken at most 0.99999 from zero."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from offon.algorithms.nn import generator_of
 from offon.algorithms.noise import Noise
 from offon.algorithms.sequence_losses import pick
+from offon.algorithms.stacked import look_up
 from offon.algorithms.transformer import Block, Cache, LayerNorm
 
 
@@ -100,7 +101,7 @@ class WordModel(torch.nn.Module):
         stop = inside.shape[-1]
         first = stop - numbers.shape[-1]
         place = (inside.cumsum(-1) - 1.0).clamp(min=0.0).long()[..., first:]
-        x = self._look_up(self.words, numbers) + self._look_up(self.places, place)
+        x = look_up(self.words, numbers) + look_up(self.places, place)
         there = torch.arange(stop, device=numbers.device)
         here = there[first:, None]
         # a word sees itself, so that padding is no empty row
@@ -109,10 +110,6 @@ class WordModel(torch.nn.Module):
             x = block(x, seen, None, None if caches is None else caches[number])
         found: Tensor = self.last_norm(x)
         return found
-
-    def _look_up(self, table: Tensor, numbers: Tensor) -> Tensor:
-        offset = torch.arange(len(table), device=table.device).view(-1, 1, 1) * table.shape[1]
-        return torch.nn.functional.embedding(numbers + offset, table.flatten(0, 1))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         replicas, rows, length, _ = hidden.shape

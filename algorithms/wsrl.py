@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offon.algorithms.choices import check_choice
 from offon.algorithms.conservative import calibrated, importance_gap, plain_gap, weighted_candidates
 from offon.algorithms.fine_tuning import joined
 from offon.algorithms.interface import Algorithm, Obs, Plan, Rows, Spec
@@ -126,9 +127,8 @@ class WSRL(Algorithm):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        for name, choices in (("pretrain", ("cql", "cal_ql", "iql")), ("actor_reduction", ("min", "mean"))):
-            if getattr(config, name) not in choices:
-                raise ValueError(f"expected {name} among {', '.join(choices)}, got {getattr(config, name)!r}")
+        check_choice("pretrain", config.pretrain, ("cql", "cal_ql", "iql"))
+        check_choice("actor_reduction", config.actor_reduction, ("min", "mean"))
         init = "xavier" if config.pretrain == "iql" else "orthogonal"  # as the release's agents start
         gain = (config.last_hidden_gain or None) if init == "orthogonal" else None
         hidden = None if gain is None else Output(gain=gain)
@@ -343,7 +343,4 @@ class WSRL(Algorithm):
 
     def act(self, x: Obs, noise: ActNoise, mode: str) -> Tensor:
         """The squashed mean; when exploring, one sample."""
-        mean, log_std = self.policy.moments(x.obs)
-        if mode == "eval":
-            return torch.tanh(mean)
-        return torch.tanh(mean + log_std.exp() * noise.normal("explore", self.spec.act_dim))
+        return self.policy.act(x.obs, noise, mode)

@@ -195,7 +195,7 @@ def test_tasks_it_cannot_run_on_are_refused(spec, message):
 
 
 def test_an_unknown_way_of_judging_is_refused():
-    with pytest.raises(ValueError, match="expected eval_policy sampled or mean, got 'best'"):
+    with pytest.raises(ValueError, match="expected eval_policy among sampled, mean, got 'best'"):
         HNPG(Spec(8, 10, 3, action="real"), HNPG.Config(eval_policy="best"), (0,))
 
 

@@ -120,7 +120,7 @@ def test_each_critic_update_has_a_batch_of_its_own_and_the_policy_the_last():
     [
         ({"batch_size": 7}, "expected an even batch_size, half logged and half own rows, got 7"),
         ({"target_critics": 4, "n_critics": 3}, "expected target_critics of at most 3, got 4"),
-        ({"actor_reduction": "max"}, "expected actor_reduction mean or min, got 'max'"),
+        ({"actor_reduction": "max"}, "expected actor_reduction among mean, min, got 'max'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
