@@ -8,13 +8,12 @@ two machines need not train to the same bits, and their rows are then not mixed.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from offon.algorithms.interface import Spec
 from offon.algorithms.noise import CHUNK
 from offon.algorithms.registry import get
 from offon.algorithms.sac import SACN
-from offon.benchmark.files import write_bytes
+from offon.benchmark.files import safetensors_metadata, write_bytes
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.stepper import Stepper, restore
 from offon.datasets.corruption import ELEMENTS, Corruption, Victim, corrupt, entry
 from offon.datasets.errors import DataError
 from offon.datasets.hashes import cache_folder
+from offon.datasets.options import typed
 from offon.datasets.transitions import Transitions
 
 _VERSION = 1  # raised when the training of an attacker or an attack changes a number
@@ -62,17 +62,7 @@ def corruption_of_options(given: Mapping[str, Any]) -> CorruptionOptions:
     Raises:
         DataError: names an option that there is not, or a value of another type.
     """
-    defaults: dict[str, Any] = {entry.name: entry.default for entry in fields(CorruptionOptions)}
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, 1)
-            hint = f"; did you mean corruption.{near[0]}?" if near else "."
-            raise DataError(f"no option corruption.{name}{hint} There are: {', '.join(defaults)}")
-        kind: Any = type(defaults[name])
-        if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
-            raise DataError(f"expected corruption.{name} of type {kind.__name__}, got {value!r}")
-        values[name] = kind(value)
+    values = typed(CorruptionOptions, given, "corruption.", "a corruption has")
     if "attack" not in given and given:
         raise DataError(f"corruption.{next(iter(given))} goes with corruption.attack=…; say what is attacked")
     return CorruptionOptions(**values)
@@ -200,10 +190,10 @@ def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:
     try:
         data = path.read_bytes()
         found = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (OSError, SafetensorError, ValueError):
+        noted = safetensors_metadata(data)
+    except (OSError, SafetensorError, ValueError, KeyError):
         return None
-    whole = sorted(found) == sorted(names) and header.get("__metadata__", {}).get("sha256") == _sha256(found)
+    whole = sorted(found) == sorted(names) and noted.get("sha256") == _sha256(found)
     return found if whole else None
 
 

@@ -83,7 +83,7 @@ def load_latest(folder: Path, with_rows: bool = True) -> tuple[dict[str, Tensor]
             continue  # the run goes on and has just replaced it
         if hashlib.sha256(data).hexdigest()[:16] != digest:
             continue  # cut short or altered: the one before it still stands
-        header, tensors = _header(path), from_bytes(data)
+        header, tensors = _header(data), from_bytes(data)
         for name, (first, found) in grown(header).items() if with_rows else ():
             rows = segments.read(folder, found, first)
             if rows is None:
@@ -99,10 +99,9 @@ def grown(header: Mapping[str, Any]) -> Grown:
     return {name: (first, [tuple(one) for one in found]) for name, (first, found) in header.get("grown", {}).items()}
 
 
-def _header(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return json.loads(json.loads(file.read(size))["__metadata__"]["offon"])
+def _header(data: bytes) -> dict[str, Any]:
+    """The facts in the first bytes of a checkpoint."""
+    return json.loads(files.safetensors_metadata(data)["offon"])
 
 
 def _remove_segments(folder: Path) -> None:
@@ -110,7 +109,7 @@ def _remove_segments(folder: Path) -> None:
     needed: list[str] = []
     for _, _, path in _list(folder):
         try:
-            header = _header(path)
+            header = _header(files.safetensors_head(path))
         except (ValueError, KeyError):
             continue  # damaged: nobody will go on from it
         needed += [file for _, found in grown(header).values() for _, _, file in found]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from offon.benchmark.attackers import corrupted, corruption_of_options
+from offon.benchmark.drawing import png_of, style
 from offon.benchmark.files import write_bytes
-from offon.benchmark.generated import is_generated
+from offon.benchmark.generated import logged_dataset
 from offon.benchmark.options import parse_option
-from offon.benchmark.tasks import load_tasks
 from offon.datasets.corruption import ELEMENTS, corruption_of, describe
 from offon.datasets.errors import DataError
 from offon.datasets.load import load
@@ -34,11 +33,7 @@ def show(name: str, given: list[str], plot: Path | None) -> int:
     options = corruption_of_options(dict(parse_option(text, "corruption.") for text in given))
     if not options.elements:
         raise DataError("nothing is corrupted: give corruption.attack= and a rate above 0")
-    tasks = load_tasks()
-    dataset = tasks[name].dataset if name in tasks else name
-    if is_generated(dataset):
-        raise DataError(f"{name}: its data are generated for each run; name a task or a file with logged data")
-    clean = load(dataset)
+    clean = load(logged_dataset(name))
     attacked = corrupted(clean, vars(options))
     title = f"{clean.identity.name}: {describe(corruption_of(attacked.identity.transforms))}"
     print(title)
@@ -76,24 +71,25 @@ def draw(clean: Transitions, attacked: Transitions, elements: tuple[str, ...], t
     panels = panels[:_MOST_PANELS]
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.0 * columns + 0.5, 2.8 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (name, before, after) in zip(grid, panels, strict=False):
-        changed = np.flatnonzero(before != after)
-        shown = changed[:: -(-len(changed) // _MOST_POINTS) or 1]
-        span = [before.min(), before.max()]
-        axes.plot(span, span, color="0.5", linewidth=1)
-        axes.scatter(before[shown], after[shown], s=3, alpha=0.3, color="#D55E00", linewidths=0)
-        axes.set_title(f"{name}: {len(changed):,} rows", fontsize=9)
-        axes.set_xlabel("clean")
-        axes.set_ylabel("corrupted")
-    for unused in grid[len(panels) :]:
-        unused.remove()
-    figure.suptitle(title + left_out, fontsize=9)
-    FigureCanvasAgg(figure)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    return png.getvalue()
+    with style():
+        figure = Figure(figsize=(3.0 * columns + 0.5, 2.8 * rows + 0.6), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, panel in zip(grid, panels, strict=False):
+            _scatter(axes, *panel)
+        for unused in grid[len(panels) :]:
+            unused.remove()
+        figure.suptitle(title + left_out, fontsize=9)
+        return png_of(figure)
+
+
+def _scatter(axes: Axes, name: str, before: np.ndarray, after: np.ndarray) -> None:
+    changed = np.flatnonzero(before != after)
+    shown = changed[:: -(-len(changed) // _MOST_POINTS) or 1]
+    span = [before.min(), before.max()]
+    axes.plot(span, span, color="0.5", linewidth=1)
+    axes.scatter(before[shown], after[shown], s=3, alpha=0.3, color="#D55E00", linewidths=0)
+    axes.set_title(f"{name}: {len(changed):,} rows", fontsize=9)
+    axes.set(xlabel="clean", ylabel="corrupted")
 
 
 def _matrix(transitions: Transitions, column: str) -> np.ndarray:

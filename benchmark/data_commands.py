@@ -7,26 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offon.benchmark.generated import logged_dataset
 from offon.datasets.catalogue import DATASETS
 from offon.datasets.errors import DataError
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
-
-
-def _dataset_name(name: str) -> str:
-    """The data set behind a task name; other names and paths stay as they are.
-
-    Raises:
-        DataError: for data that are generated, of which there is no file.
-    """
-    from offon.benchmark.generated import is_generated
-    from offon.benchmark.tasks import load_tasks
-
-    tasks = load_tasks()
-    if name in tasks and is_generated(tasks[name].dataset):
-        raise DataError(f"{name}: its data are generated when they are needed, there is no file; `data show` says how")
-    return tasks[name].dataset if name in tasks else name
 
 
 def _describe_generated(name: str) -> dict[str, object] | None:
@@ -50,7 +36,7 @@ def show(name: str, as_json: bool) -> int:
     """What is known of a data set."""
     from offon.datasets.verify import describe
 
-    found = _describe_generated(name) or describe(_dataset_name(name))
+    found = _describe_generated(name) or describe(logged_dataset(name))
     if as_json:
         print(json.dumps(found, indent=1))
         return 0
@@ -68,7 +54,7 @@ def verify(name: str, as_json: bool) -> int:
     """Recomputes hash and statistics; exit status 1 if something differs."""
     from offon.datasets.verify import verify as verify_data
 
-    report = verify_data(_dataset_name(name))
+    report = verify_data(logged_dataset(name))
     rows = [{"check": r.check, "expected": r.expected, "found": r.found, "ok": r.ok} for r in report.rows]
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -103,7 +89,7 @@ def fetch(name: str, as_json: bool, no_network: bool) -> int:
     from offon.datasets.fetch import fetch as fetch_data
     from offon.datasets.load import resolve
 
-    known = DATASETS.get(name := _dataset_name(name))
+    known = DATASETS.get(name := logged_dataset(name))
     if known is None:
         resolve(name)  # a file that is here, or names what there is
         raise DataError(f"expected the name of a task or data set, got the file {name}; it is here already")
@@ -154,7 +140,7 @@ def plot(name: str, path: Path | None) -> int:
     from offon.benchmark.files import write_bytes
     from offon.datasets.load import load
 
-    data = load(_dataset_name(name))
+    data = load(logged_dataset(name))
     target = path or Path(f"data-{data.identity.name.replace('/', '-')}.png")
     write_bytes(target, draw(data))
     print(f"wrote {target}")

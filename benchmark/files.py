@@ -78,6 +78,22 @@ def write_folder(path: Path, files: dict[str, bytes], hidden: bool = False) -> N
     sync_folder(path.parent)
 
 
+def safetensors_head(path: Path) -> bytes:
+    """The first bytes of a file of tensors, up to where they begin."""
+    with open(path, "rb") as file:
+        size = file.read(8)
+        return size + file.read(int.from_bytes(size, "little"))
+
+
+def safetensors_metadata(data: bytes) -> dict[str, str]:
+    """What a file of tensors says beside them, of its content or the head of it.
+
+    Raises:
+        ValueError, KeyError: if it says nothing, or is none.
+    """
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+
+
 def remove_leftovers(folder: Path, pattern: str) -> None:
     """Removes what killed processes left half-written of the entries of `folder` that match `pattern`."""
     for left in folder.glob(f"{pattern}{TEMPORARY}*"):

@@ -6,13 +6,13 @@ the identity of the data: single bits of a normal variate may differ between mac
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
 from offon.datasets.errors import DataError
+from offon.datasets.options import typed
 
 FAMILIES = {  # family of tasks -> where the dataclass of its data options stands
     "comblock": ("offon.benchmark.lock_data", "LockData"),
@@ -23,6 +23,21 @@ FAMILIES = {  # family of tasks -> where the dataclass of its data options stand
 def is_generated(dataset: str) -> bool:
     """Whether a data set is made on the spot."""
     return dataset.partition("/")[0] in FAMILIES
+
+
+def logged_dataset(name: str) -> str:
+    """The data set behind a task name; other names and paths stay as they are.
+
+    Raises:
+        DataError: for data that are generated, of which there is no file.
+    """
+    from offon.benchmark.tasks import load_tasks
+
+    tasks = load_tasks()
+    dataset = tasks[name].dataset if name in tasks else name
+    if is_generated(dataset):
+        raise DataError(f"{name}: its data are generated when they are needed, there is no file; `data show` says how")
+    return dataset
 
 
 def option_class(family: str) -> type:
@@ -38,16 +53,7 @@ def data_options(dataset: str, given: Mapping[str, Any]) -> Any:
         DataError: names an option that it does not have, or a value of another type.
     """
     chosen = option_class(dataset.partition("/")[0])
-    defaults = {entry.name: entry.default for entry in fields(chosen)}
-    for name, value in given.items():
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, 1)
-            hint = f"; did you mean data.{near[0]}?" if near else "."
-            raise DataError(f"{dataset} has no option data.{name}{hint} It has: {', '.join(defaults)}")
-        if type(value) is not type(defaults[name]):
-            kind = type(defaults[name]).__name__
-            raise DataError(f"expected data.{name} of type {kind}, got {value!r}")
-    return chosen(**given)
+    return chosen(**typed(chosen, given, "data.", f"{dataset} has"))
 
 
 def resolved(dataset: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from offon.datasets import filters, selection
 from offon.datasets.errors import DataError
+from offon.datasets.options import typed
 from offon.datasets.readers import KEYS
 from offon.datasets.transitions import Transitions
 
@@ -67,21 +67,7 @@ def other_data(transforms: Sequence[str]) -> str:
 
 def changes_of(given: Mapping[str, Any]) -> Changes:
     """Return the changes of plain values; an unknown name or another type is a DataError."""
-    defaults = {entry.name: entry.default for entry in fields(Changes)}
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in defaults:
-            names = (*defaults, *_RULES, *KEYS)
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean data.{near[0]}?" if near else "."
-            raise DataError(f"logged data have no option data.{name}{hint} There are: {', '.join(names)}")
-        kind = type(defaults[name])
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise DataError(f"expected data.{name} of type {kind.__name__}, got {value!r}")
-        values[name] = value
-    return Changes(**values)
+    return Changes(**typed(Changes, given, "data.", "logged data have", (*_RULES, *KEYS)))
 
 
 def logged_options(given: Mapping[str, Any]) -> dict[str, Any]:

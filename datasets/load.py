@@ -20,7 +20,8 @@ from offon.datasets.hashes import first_use, first_use_path, md5_of, noted, sha2
 from offon.datasets.locate import cure, find
 from offon.datasets.made import read_made
 from offon.datasets.readers import read_columns
-from offon.datasets.transitions import DataIdentity, Transitions, unpack, validate
+from offon.datasets.transitions import DataIdentity, Transitions, unpack
+from offon.datasets.validation import validate
 
 _FILE_ENDINGS = (".npz", ".hdf5", ".h5", ".hdf")
 _MINARI_FILES = ("data/main_data.hdf5", "main_data.hdf5")  # in the folder of a data set

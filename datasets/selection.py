@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from offon.datasets.errors import DataError
-from offon.datasets.transitions import PACKED_COLUMNS, Transitions
+from offon.datasets.transitions import Transitions
 
 
 def episode_costs(transitions: Transitions) -> np.ndarray:
@@ -39,12 +38,8 @@ def select_episodes(transitions: Transitions, episodes: np.ndarray | Sequence[in
     keep[torch.from_numpy(chosen)] = True
     rows = torch.repeat_interleave(keep, transitions.episode_lengths())
     lengths = transitions.episode_lengths()[keep]
-    columns: dict[str, Tensor] = {name: getattr(transitions, name)[rows] for name in PACKED_COLUMNS}
     return replace(
-        transitions,
-        **columns,
-        starts=torch.cumsum(lengths, 0) - lengths,
-        cost=None if transitions.cost is None else transitions.cost[rows],
+        transitions.at(rows, torch.cumsum(lengths, 0) - lengths),
         recorded_return=None,  # the behaviour is that of the episodes that are left
         identity=transitions.identity.extended(change),
     )

@@ -74,14 +74,10 @@ def _of_rows(transitions: Transitions, rows: Tensor, is_first: Tensor, change: s
     """Return some rows, in order; an episode ends before each row that is a first one."""
     starts = torch.nonzero(is_first[rows]).squeeze(1)
     ends = torch.cat([starts[1:] - 1, torch.tensor([len(rows) - 1])])
-    truncated = transitions.truncated[rows]
-    truncated[ends] = torch.maximum(truncated[ends], 1.0 - transitions.terminated[rows[ends]])
+    found = transitions.at(rows, starts)
+    found.truncated[ends] = torch.maximum(found.truncated[ends], 1.0 - found.terminated[ends])
     return replace(
-        transitions,
-        **{name: getattr(transitions, name)[rows] for name in ("obs", "action", "reward", "next_obs", "terminated")},
-        truncated=truncated,
-        starts=starts,
-        cost=None if transitions.cost is None else transitions.cost[rows],
+        found,
         recorded_return=transitions.behaviour_return,
         identity=transitions.identity.extended(change),
     )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from offon.datasets.errors import ActionsBeyondError, DataError
+from offon.datasets.errors import DataError
 
 VECTOR_COLUMNS = ("obs", "action", "next_obs", "next_action")  # the others are one number per row
 PACKED_COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 DERIVED_COLUMNS = ("next_action", "mc_return", "cost_to_go", "step", "episode")  # see the methods of these names
-ACTION_TOLERANCE = 1e-3  # float32 logs of squashed policies stand a rounding beyond 1
 _STATS_ROWS = 65_536  # rows per float64 block: bounds the memory of stats()
 
 
@@ -179,6 +179,11 @@ class Transitions:
             rows[:, where] = part.reshape(self.size, -1)
         return rows, layout
 
+    def at(self, rows: Tensor, starts: Tensor) -> Transitions:
+        """Return copies of some rows, given by number or as a mask, in episodes that begin at `starts` among them."""
+        taken: dict[str, Any] = {name: getattr(self, name)[rows] for name in PACKED_COLUMNS}
+        return replace(self, **taken, starts=starts, cost=None if self.cost is None else self.cost[rows])
+
     def _column(self, name: str, discount: float | None, failure_reward: float | None) -> Tensor:
         if name in ("next_action", "mc_return") and self.identity.summed():
             raise DataError(f"{self.identity.name}: no column {name!r} where rewards are sums over n steps; n_step=1")
@@ -282,57 +287,6 @@ class Batch:
         if name not in self.layout:
             raise DataError(f"the batch has no column {name!r}, only {', '.join(self.layout)}; ask for it when packing")
         return _view(self.rows, self.layout, name)
-
-
-def validate(transitions: Transitions, where: str) -> None:
-    """Raise DataError unless the transitions are whole: shapes, finite numbers, flags, episodes, bounded actions."""
-    _check_shapes(transitions, where)
-    _check_finite(transitions, where)
-    for name in ("terminated", "truncated"):
-        flags = getattr(transitions, name)
-        if not bool(((flags == 0) | (flags == 1)).all()):
-            raise DataError(f"{where}: '{name}' must hold only 0 and 1, found {flags.min():g} to {flags.max():g}")
-    beyond = (transitions.action.abs() > 1.0 + ACTION_TOLERANCE).any(dim=1)
-    if bool(beyond.any()):
-        worst = float(transitions.action.abs().max())
-        raise ActionsBeyondError(
-            f"{where}: expected actions in [-1, 1], found {int(beyond.sum())} of {transitions.size} rows beyond, the "
-            f"worst at {worst:g}; name the env so that its bounds are used to rescale them, or set clip_actions=true"
-        )
-
-
-def _check_shapes(transitions: Transitions, where: str) -> None:
-    n = transitions.size
-    if n == 0:
-        raise DataError(f"{where}: no transitions; give a file with at least one complete step")
-    for name in (*PACKED_COLUMNS, "cost"):
-        column = getattr(transitions, name)
-        dims = 2 if name in VECTOR_COLUMNS else 1
-        if column is not None and (column.shape[0] != n or column.dim() != dims or column.dtype != torch.float32):
-            raise DataError(
-                f"{where}: expected '{name}' as float32 with {n} rows and {dims} dimensions, "
-                f"found {column.dtype} {list(column.shape)}"
-            )
-    if transitions.next_obs.shape != transitions.obs.shape:
-        raise DataError(
-            f"{where}: 'obs' is {list(transitions.obs.shape)} but 'next_obs' {list(transitions.next_obs.shape)}"
-        )
-    starts = transitions.starts
-    ordered = starts.numel() > 0 and starts[0] == 0 and starts[-1] < n and bool((torch.diff(starts) > 0).all())
-    if starts.dtype != torch.int64 or not ordered:
-        raise DataError(f"{where}: episode starts must be int64, begin at 0, rise, and stay below {n}")
-
-
-def _check_finite(transitions: Transitions, where: str) -> None:
-    for name in (*PACKED_COLUMNS, "cost"):
-        column = getattr(transitions, name)
-        if column is None or bool(torch.isfinite(column).all()):
-            continue
-        bad = ~torch.isfinite(column.reshape(transitions.size, -1)).all(dim=1)
-        raise DataError(
-            f"{where}: '{name}' has NaN, infinite or beyond-float32 values in {int(bad.sum())} of {transitions.size} "
-            f"rows, the first in row {int(bad.nonzero()[0])}; remove those episodes from the file"
-        )
 
 
 def _view(rows: Tensor, layout: dict[str, slice], name: str) -> Tensor:

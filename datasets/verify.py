@@ -14,7 +14,8 @@ from offon.datasets.hashes import md5_of, sha256_of
 from offon.datasets.load import resolve
 from offon.datasets.locate import find
 from offon.datasets.readers import Columns, describe_file, read_columns
-from offon.datasets.transitions import DataIdentity, Transitions, validate
+from offon.datasets.transitions import DataIdentity, Transitions
+from offon.datasets.validation import validate
 
 _TOLERANCES = {"rel_tol": 1e-5, "abs_tol": 1e-6}  # published means are float32 sums; counts are exact
 _BOUNDS_NEEDED = "actions go beyond [-1, 1]: to train on them name the environment (env=), whose bounds rescale them"

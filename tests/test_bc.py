@@ -63,5 +63,5 @@ def test_the_gaussian_acts_by_its_mean_and_needs_no_noise():
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(ValueError, match="deterministic or gaussian, got 'beta'"):
+    with pytest.raises(ValueError, match="expected policy among deterministic, gaussian, got 'beta'"):
         BC(Spec(1, 1), BC.Config(policy="beta"), seeds=(0,))

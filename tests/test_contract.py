@@ -13,7 +13,7 @@ from offon.benchmark.rollout import Policy
 from offon.benchmark.synthetic import chain_detours, chain_step, chain_transitions, random_transitions
 from offon.benchmark.trial import ignores_rewards, start, tiny_config
 from offon.benchmark.watch import ContractError, OperationCount, no_host_sync, operations_per_update
-from offon.datasets.transitions import validate
+from offon.datasets.validation import validate
 
 SLOW = {"a_five_state_chain_is_learned", "a_short_lock_is_opened_more_often"}
 

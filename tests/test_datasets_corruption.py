@@ -22,7 +22,8 @@ from offon.datasets.corruption import (
 )
 from offon.datasets.errors import DataError
 from offon.datasets.transforms import keep_best, normalize_obs, obs_moments
-from offon.datasets.transitions import DataIdentity, Transitions, validate
+from offon.datasets.transitions import DataIdentity, Transitions
+from offon.datasets.validation import validate
 
 COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "starts")
 

@@ -17,7 +17,8 @@ from offon.datasets.changes import Changes, apply, changes_of, logged_options, n
 from offon.datasets.errors import DataError
 from offon.datasets.filters import Density, Extrema
 from offon.datasets.load import load
-from offon.datasets.transitions import DataIdentity, Transitions, validate
+from offon.datasets.transitions import DataIdentity, Transitions
+from offon.datasets.validation import validate
 
 
 def episodes(returns, costs=None, length=4, terminated=()) -> Transitions:

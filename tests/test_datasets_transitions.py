@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from offon.datasets.errors import DataError
-from offon.datasets.transitions import PACKED_COLUMNS, Batch, DataIdentity, Transitions, unpack, validate
+from offon.datasets.transitions import PACKED_COLUMNS, Batch, DataIdentity, Transitions, unpack
+from offon.datasets.validation import validate
 
 OWN = DataIdentity("own/test", "0" * 64, "own", "test.npz")
 

@@ -11,7 +11,8 @@ import torch
 from offon.benchmark.lock_data import LockData, epsilon_success, lock_transitions, mean_return
 from offon.benchmark.options import describe_fields
 from offon.datasets.errors import DataError
-from offon.datasets.transitions import PACKED_COLUMNS, Transitions, validate
+from offon.datasets.transitions import PACKED_COLUMNS, Transitions
+from offon.datasets.validation import validate
 from offon.envs import EnvError
 from offon.envs.comblock import CombLock, hadamard
 

@@ -162,7 +162,7 @@ def test_a_corruption_is_drawn(offon, tmp_path):
     for wrong, message in (
         (("offon/dmsd-small", "corruption.attack=none"), "nothing is corrupted"),
         (("offon/dmsd-small", "attack=obs"), "expected corruption.KEY=VALUE, got 'attack=obs'"),
-        (("comblock/H5", "corruption.attack=obs"), "its data are generated for each run"),
+        (("comblock/H5", "corruption.attack=obs"), "its data are generated when they are needed"),
     ):
         done = offon("corrupt", *wrong, "--plot", tmp_path / "none.png")
         assert done.status == 2 and message in done.err
