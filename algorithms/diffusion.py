@@ -151,7 +151,9 @@ class Denoiser(torch.nn.Module):
         """
         replicas, count, _, each, act_dim = normals.shape
         known = self._matrices()
-        given = torch.bmm(obs, known.obs)[:, :, None].expand(-1, -1, each, -1).reshape(replicas, count * each, -1)
+        # once for each action, so that no product has another number of rows: few beside what follows
+        rows = obs[:, :, None].expand(-1, -1, each, -1).reshape(replicas, count * each, -1)
+        given = torch.bmm(rows, known.obs)
         draws = normals.permute(2, 0, 1, 3, 4).reshape(self.steps, replicas, count * each, act_dim)
         x = draws[0]
         for turn in range(self.steps + repeats):

@@ -157,6 +157,7 @@ class FISOR(Algorithm):
             config.blocks,
             config.dropout,
         )
+        self.rows_per_obs = config.candidates
         self.acting_policy = copy.deepcopy(self.policy).requires_grad_(False)
         # of violations first, of rewards second
         self.value = MLP(seeds, "value", (spec.obs_dim, *config.hidden_dims, 1), ensemble=2, init="xavier")

@@ -152,6 +152,7 @@ class Method(torch.nn.Module):
     SWEEPABLE: ClassVar[tuple[str, ...]] = ()  # config fields read through `hp` alone: they may differ between replicas
     capturable: bool = True  # False: update has host control flow and is never captured in a CUDA graph
     max_replicas: ClassVar[int | None] = None
+    rows_per_obs: int = 1  # rows that every product of `act` has for each observation, where it weighs several actions
     uses_cost_limit: ClassVar[bool] = False  # what it learns depends on Spec.cost_limit, which it then always gets
     dtype: ClassVar[torch.dtype] = torch.float32
     # set by `register`

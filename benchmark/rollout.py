@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from offon.algorithms.interface import Method, Obs
 from offon.algorithms.noise import ActNoise
 from offon.datasets.transforms import OBS_EPSILON
 
-_ROWS = 64  # batches are padded to a multiple: results must not depend on how many episodes run together
+_ROWS = 64  # products are padded to a multiple: results must not depend on how many episodes run together
 _LOOK_EVERY = 16  # steps between looks at whether all are done: a look waits for the GPU
 _GRAPH_STEPS = 50  # at most, in one graph; a divisor of the horizon, so that no step lies beyond it
 _WORTH_A_GRAPH = 8  # steps, at least
@@ -74,7 +75,8 @@ class Rollout:
         self.alive = torch.ones(shape, dtype=torch.bool, device=device)
         self.returns = torch.zeros(shape, dtype=torch.float64, device=device)
         self.costs, self.lengths = torch.zeros_like(self.returns), torch.zeros_like(self.returns, dtype=torch.int64)
-        self._seeds = torch.zeros(-(-self.episodes // _ROWS) * _ROWS, dtype=torch.int64, device=device)
+        multiple = _ROWS // math.gcd(_ROWS, policy.method.rows_per_obs)
+        self._seeds = torch.zeros(-(-self.episodes // multiple) * multiple, dtype=torch.int64, device=device)
         self._x: Obs | None = None
 
     def begin(self, seeds: Sequence[int]) -> None:

@@ -383,3 +383,17 @@ def test_the_counts_of_the_reference_table_are_the_cards(real_table):
     car = found["OfflineCarCircle-v0"]
     scale = reward_scale(float(car["min_reward"]), float(car["max_reward"]), int(car["max_episode_steps"]))
     assert scale == pytest.approx(0.565162, abs=1e-6)
+
+
+@torch.no_grad()
+def test_the_actions_of_few_episodes_are_those_among_many_to_the_bit():
+    """At the published width, where kernels differ between sizes that are no multiples of 64."""
+    config = FISOR.Config()
+    method = FISOR(Spec(11, 3, cost_limit=0.0, horizon=100), config, (0,))
+    assert method.rows_per_obs == config.candidates == 16
+    generator = torch.Generator().manual_seed(0)
+    obs = torch.randn(1, 64, 11, generator=generator)
+    normals = torch.randn(1, 64, config.diffusion_steps, config.candidates, 3, generator=generator)
+    many = method.choose(obs, normals)
+    for few in (4, 20):
+        assert torch.equal(method.choose(obs[:, :few], normals[:, :few]), many[:, :few])

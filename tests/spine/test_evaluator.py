@@ -59,6 +59,15 @@ def test_a_policy_sees_step_last_reward_and_its_memory_and_acts_in_mode_eval():
     assert method.seen[0][2].abs().sum() == 0 and method.seen[-1][2][0, 0] != 0
 
 
+@pytest.mark.parametrize(("each", "rows"), [(16, (4, 20, 64)), (8, (8, 24, 64)), (5, (64,) * 3), (100, (16, 32, 64))])
+def test_where_an_observation_stands_for_several_rows_fewer_are_padded(each, rows):
+    for episodes, expected in zip((1, 20, 64), rows, strict=True):
+        method = Drifter()
+        method.rows_per_obs = each
+        play(method, range(episodes))
+        assert method.seen[0][0].shape == (2, expected, 6)
+
+
 def test_rows_are_padded_to_a_multiple_of_64():
     for episodes, rows in ((1, 64), (64, 64), (65, 128)):
         method = Drifter((0,))
