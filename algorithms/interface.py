@@ -64,7 +64,7 @@ class Rows:
     """
 
     n: int
-    columns: tuple[str, ...] = ()  # more than the usual six: "cost", or one that is derived (DERIVED_COLUMNS)
+    columns: tuple[str, ...] = ()  # beside the usual six: "cost" or a derived one; of own rows "cost" and "mc_return"
     per_step: bool = False
     of: str = "offline"  # offline: logged rows; online: what the replica itself has played; all: both together
     window: int | None = None  # logged rows in a row
@@ -77,11 +77,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class Plan:
-    """How acting and learning take turns where a method acts while it learns; counted per replica."""
+    """How acting and learning take turns where a method acts while it learns; counted per replica.
+
+    Where a replica has several environments, a step of each is taken before the updates that all these steps bring.
+    """
 
     updates_per_step: int = 1  # calls of `update` after each environment step
     random_steps: int = 0  # first steps, with uniform actions
     warmup_steps: int = 0  # first steps, without updates
+    warmup_episodes: int = 0  # as many horizons of every environment, likewise; the longer of both
     block: int = 1  # steps that are played in a row, with one and the same policy, before their updates
     capacity: int = 1_000_000  # own rows kept; then the oldest are overwritten
 

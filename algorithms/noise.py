@@ -86,11 +86,9 @@ class Noise(_Draws):
     def turn(self, period: int) -> int:
         """This update's number modulo `period`, a Python int: how a method acts only on every second update.
 
-        Under CUDA graph capture the branch taken is recorded, so `period` must divide the chunk; where a chunk is one
-        update, as beside environment steps, there is a graph for each turn.
+        Under CUDA graph capture the branch taken is recorded: where `period` does not divide the chunk, as beside
+        environment steps, there is a graph for each turn with which a chunk begins.
         """
-        if self.chunk % period and self.chunk > 1:
-            raise ValueError(f"expected a period that divides {self.chunk}, got {period}")
         self.period = math.lcm(self.period, period)
         return (self._first + self._slot) % period
 

@@ -3,7 +3,8 @@
 Both are WSRL's online phase. In the first group four critics learn twice for each step that is taken in neorl2/DMSD; in
 the second ten critics of two hidden layers of 256 units learn four times on 256 rows of the size of Hopper, then the
 policy once on all 1,024. Seeds in one program and one seed in a program of its own are counted in seed-steps per
-CPU-second, so that the ratio is that to as many processes as there are seeds. As a program, this is one contestant.
+CPU-second, so that the ratio is that to as many processes as there are seeds. N environments of a seed take N steps at
+once, then learn as often as for N steps. As a program, this is one contestant.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from offon.benchmark import bench_peers, device
 from offon.benchmark.bench_contest import Contestant, own_command
 
 if TYPE_CHECKING:
-    from offon.benchmark.stepper import Stepper
+    from offon.datasets.transitions import Transitions
 
 ENV = "neorl2/DMSD"
 STEPS, UPDATES = f"environment steps {ENV}", "updates"
 ALONE = "a process a seed"
 LOOP = "loop over critics"
 REPLICAS = 8
+TOGETHER = 8  # environments of a seed
 _ACTING = {"n_critics": 4, "utd": 2, "batch_size": 128}
 _LEARNING = {"n_critics": 10, "utd": 4, "batch_size": 256}
 _SAME = {"warmup": 0, "shared_head": False, "coasting": False, "last_hidden_gain": 0.0}  # what the loop does too
@@ -41,6 +43,10 @@ def contestants(where: str) -> list[Contestant]:
     return [
         contestant(ALONE, STEPS, "", what="steps", replicas=1),
         contestant("offon", STEPS, f"R={REPLICAS}", what="steps", replicas=REPLICAS),
+        *(
+            contestant("offon", STEPS, f"R={seeds}, N={TOGETHER}", what="steps", replicas=seeds, together=TOGETHER)
+            for seeds in (1, REPLICAS)
+        ),
         contestant(LOOP, UPDATES, "", what="loop", replicas=1),
         contestant("offon", UPDATES, "R=1", what="updates", replicas=1),
         contestant("offon", UPDATES, f"R={REPLICAS}", what="updates", replicas=REPLICAS),
@@ -61,7 +67,7 @@ def learning(job: dict[str, Any]) -> tuple[dict[str, Any], bench_peers.Run]:
 
     facts = {
         "chunk": _CHUNK,
-        "yield": job["replicas"],
+        "yield": job["replicas"] * job.get("together", 1),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__},
     }
@@ -70,33 +76,37 @@ def learning(job: dict[str, Any]) -> tuple[dict[str, Any], bench_peers.Run]:
 
 def _steps(job: dict[str, Any]) -> Any:
     from offon import envs
-    from offon.benchmark.acting import Actors
-    from offon.benchmark.acting_stepper import ActingStepper
-    from offon.benchmark.rollout import Policy
+    from offon.benchmark.acting_stepper import acting_stepper
+    from offon.benchmark.builder import prepared
+    from offon.benchmark.trial import ONLINE
 
-    spec = envs.env_spec(ENV)
-    stepper = _stepper(job, spec.obs_dim, spec.act_dim, _ACTING)
-    env = envs.make(ENV, job["replicas"], device=job["device"])
-    acting = ActingStepper(Actors(Policy(stepper.method, {}), env, "online"), stepper, "online")
-    return lambda number: acting.run(number, 1)
+    spec, together = envs.env_spec(ENV), job.get("together", 1)
+    begun, data = _begun(job, spec.obs_dim, spec.act_dim, _ACTING)
+    env = envs.make(ENV, job["replicas"] * together, device=job["device"])
+    known = prepared(data, begun.method.config)
+    acting = acting_stepper(begun.method, known, env, begun.online.capacity, job["device"], ONLINE)
+    acting.online.set_state(begun.online.state())
+    return lambda number: acting.run(number * together, together)
 
 
 def _updates(job: dict[str, Any]) -> Any:
-    stepper = _stepper(job, **_WIDTHS, settings=_LEARNING)
+    from offon.benchmark.stepper import Stepper
+    from offon.benchmark.trial import ONLINE
+
+    begun, _ = _begun(job, **_WIDTHS, settings=_LEARNING)
+    stepper = Stepper(begun.method, begun.replay, ONLINE, job["device"], begun.online, chunk=1)
     return lambda number: stepper.run(number, 1)
 
 
-def _stepper(job: dict[str, Any], obs_dim: int, act_dim: int, settings: dict[str, Any]) -> Stepper:
-    """WSRL online, with a full replay; noise is drawn for one update at a time, as between environment steps."""
+def _begun(job: dict[str, Any], obs_dim: int, act_dim: int, settings: dict[str, Any]) -> tuple[Any, Transitions]:
+    """WSRL online, with a full replay of made-up rows, and these rows."""
     from offon.algorithms.wsrl import WSRL
-    from offon.benchmark.stepper import Stepper
     from offon.benchmark.synthetic import random_transitions
     from offon.benchmark.trial import ONLINE, start
 
     seeds, data = tuple(range(job["replicas"])), random_transitions(obs_dim, act_dim, 20, 1000)
     config = WSRL.Config(**{**_SAME, **settings})
-    begun = start(WSRL, ONLINE, seeds, data, device=job["device"], config=config)
-    return Stepper(begun.method, begun.replay, ONLINE, job["device"], begun.online, chunk=1)
+    return start(WSRL, ONLINE, seeds, data, device=job["device"], config=config), data
 
 
 def _plain(job: dict[str, Any]) -> Any:

@@ -243,10 +243,16 @@ def assemble(job: Job) -> tuple[Loaded | Finite, Method, Policy]:
     return data, method, Policy(method, data.moments)
 
 
+def return_rule(method: Method) -> tuple[Any, float | None]:
+    """Discount and failure reward of Monte-Carlo returns, see `Transitions.mc_return`; None where there is none."""
+    discount, failure = (getattr(method.config, name, None) for name in ("discount", "failure_reward"))
+    return discount, failure
+
+
 def replay_for(method: Algorithm | OnPolicy, data: Loaded, phase: str, device: str) -> Replay:
     """The rows that a method asks for, on the training device."""
     columns = columns_of(method.sources(phase))
-    discount, failure = (getattr(method.config, name, None) for name in ("discount", "failure_reward"))
+    discount, failure = return_rule(method)
     weights = method.row_weights(data.train) if isinstance(method, Algorithm) else None
     return Replay(data.train, columns, device, discount, failure, weights)
 

@@ -29,6 +29,7 @@ from offon.benchmark.trial import (
     OTHERS,
     SEEDS,
     act,
+    acts_by_steps,
     advance,
     agreement,
     attributes,
@@ -41,6 +42,7 @@ from offon.benchmark.trial import (
     matrices,
     neighbours,
     start,
+    start_acting,
     tiny_config,
 )
 from offon.benchmark.trial_acting import design_trial, on_policy_trial
@@ -242,7 +244,7 @@ def every_setting_is_documented(method: type[Method], preset: str | None = None)
 
 
 def acting_is_a_function_of_its_inputs(method: type[Method], preset: str | None = None) -> None:
-    """Same observation and noise, same action [R, N, A] within [-1, 1]; nothing is changed, no replica sees another."""
+    """Same observation and noise, same action [R, N, A] within [-1, 1]; nothing is changed, no row sees another."""
     stepper = start(method, preset)
     advance(stepper, 0, 5)
     before = snapshot(stepper.method)
@@ -258,7 +260,31 @@ def acting_is_a_function_of_its_inputs(method: type[Method], preset: str | None 
         expect(torch.equal(action, again), f"act gives two answers to one question in mode {mode!r}")
         other = act(stepper.method, mode, odd=True)
         expect(torch.equal(action[OTHERS], other[OTHERS]), f"one replica's observation moves another in {mode!r}")
+        rows = act(stepper.method, mode, odd_rows=32)
+        expect(torch.equal(action[:, :32], rows[:, :32]), f"one episode's observation moves another in {mode!r}")
     expect_equal(before, snapshot(stepper.method), "the state before and after acting")
+
+
+def acting_in_two_environments_goes_on_after_a_stop(method: type[Method], preset: str | None = None) -> str | None:
+    """With two environments a replica: stopped between two turns and continued, bit-equal; replicas stay apart."""
+    if not acts_by_steps(method):
+        return "does not act step by step"
+    assert issubclass(method, Algorithm)
+    straight, stopped, resumed, odd = (start_acting(method, 2) for _ in range(4))
+    disturb(odd.method, lambda tensor: tensor * 1.5 + 0.1)
+    straight.run(0, 12)
+    odd.run(0, 12)
+    stopped.run(0, 6)
+    restore(resumed.method, snapshot(stopped.method))
+    resumed.set_state({name: tensor.clone() for name, tensor in stopped.state().items()})
+    resumed.run(6, 6)
+    state, again, other = (snapshot(each.method) for each in (straight, resumed, odd))
+    what = "a run with two environments a replica, resumed, and one never stopped"
+    expect_equal(state | straight.state(), again | resumed.state(), what)
+    named = [name for name, tensor in state.items() if tensor.dim()]
+    beside, apart = ({name: each[name][OTHERS] for name in named} for each in (state, other))
+    expect_equal(beside, apart, "replicas that act, one beside them with other parameters")
+    return None
 
 
 def a_five_state_chain_is_learned(method: type[Method], preset: str | None = None) -> str:
@@ -346,6 +372,7 @@ CONTRACT = (
     Property(config_survives_json, per_preset=True),
     Property(every_setting_is_documented),
     Property(acting_is_a_function_of_its_inputs),
+    Property(acting_in_two_environments_goes_on_after_a_stop, kinds=(Algorithm,)),
     Property(a_five_state_chain_is_learned, kinds=(Algorithm,)),
     Property(a_short_lock_is_opened_more_often, kinds=(OnPolicy,)),
     Property(a_small_mdp_is_solved, kinds=(Design,)),

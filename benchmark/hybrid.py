@@ -1,7 +1,8 @@
 """Protocol `hybrid`: logged data and interaction from the first step on, without pre-training.
 
-Order, for each environment step of every replica: act, step, store the row, then (after the warm-up) update. Batches
-may be of logged rows, of own rows, or of both. Progress is counted in environment steps per replica.
+Order, for each environment step of every replica: act, step, store the row, then (after the warm-up) update; with
+several environments per replica, see `acting_stepper`. Batches may be of logged rows, of own rows, or of both. Progress
+is counted in environment steps per replica, whatever the number of environments.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from offon.algorithms.interface import Method
-from offon.benchmark.acting_stepper import ActingStepper, stepper_of
+from offon.benchmark.acting_stepper import ActingStepper, environments_of, log_every, look_every, stepper_of
 from offon.benchmark.builder import Loaded
 from offon.benchmark.evaluator import Evaluation
 from offon.benchmark.progress_metrics import success_facts
@@ -20,8 +21,6 @@ from offon.benchmark.stepper import snapshot
 from offon.benchmark.training import Training
 
 PHASE = "hybrid"
-_CHUNK = 50  # environment steps between looks at metrics
-_CURVE_POINTS = 100
 
 
 def make_stepper(job: Job, method: Method, data: Loaded, device: str) -> ActingStepper:
@@ -36,12 +35,13 @@ class HybridTraining(Training):
         assert isinstance(self.data, Loaded) and self.budget is not None
         self._last: int = self.budget
         self.stepper = make_stepper(self.job, self.method, self.data, self.job.device)
-        self._log_every = max(_CHUNK, -(-self._last // (_CHUNK * _CURVE_POINTS)) * _CHUNK)
+        self._look_every = look_every(environments_of(self.job))
+        self._log_every = log_every(self._last, self._look_every)
 
     def _chunk(self) -> None:
-        """Up to 50 environment steps, then the check for non-finite replicas."""
-        every = self.settings["eval_every"]
-        stop = min(self._last, (self.done // _CHUNK + 1) * _CHUNK, (self.done // every + 1) * every)
+        """About 50 environment steps, then the check for non-finite replicas."""
+        looks, every = self._look_every, self.settings["eval_every"]
+        stop = min(self._last, (self.done // looks + 1) * looks, (self.done // every + 1) * every)
         before = snapshot(self.method)
         totals = self.stepper.run(self.done, stop - self.done)
         if totals:

@@ -47,7 +47,8 @@ def suite_setting(identity: Mapping[str, Any]) -> dict[str, str]:
 
 def variant(identity: Mapping[str, Any]) -> dict[str, str]:
     """The rest of an identity: what the method's author or its user chose."""
-    protocol = {key: value for key, value in (identity.get("protocol") or {}).items() if key != "name"}
+    protocol = {"envs_per_seed": 1}  # as it is where an identity does not say it
+    protocol |= {key: value for key, value in (identity.get("protocol") or {}).items() if key != "name"}
     evaluation = identity.get("evaluation") or {}
     rest = {
         "method": identity.get("method"),

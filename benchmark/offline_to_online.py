@@ -2,8 +2,9 @@
 
 Progress counts updates until the switch, then environment steps per replica. The first phase is protocol `offline` to
 the bit. At the switch the method's `begin("online")` drops or resets what it does not take along; then every
-environment step of a replica is: act, step, store the row, and, after a warm-up, update. What batches hold is the
-method's: own rows only, both kinds half and half, or all rows together.
+environment step of a replica is: act, step, store the row, and, after a warm-up, update (with several environments per
+replica, see `acting_stepper`). What batches hold is the method's: own rows only, both kinds half and half, or all rows
+together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from offon.algorithms.interface import Algorithm, Method
 from offon.benchmark import offline
-from offon.benchmark.acting_stepper import ActingStepper, stepper_of
+from offon.benchmark.acting_stepper import ActingStepper, environments_of, log_every, look_every, stepper_of
 from offon.benchmark.builder import Loaded
 from offon.benchmark.evaluator import Evaluation
 from offon.benchmark.runs import Job
@@ -23,8 +24,6 @@ from offon.benchmark.stepper import Stepper, snapshot
 from offon.benchmark.training import Training
 
 PHASE = "online"
-_CHUNK = 50  # updates, or environment steps, between looks at metrics
-_CURVE_POINTS = 100
 
 
 class TwoPhases:
@@ -81,21 +80,24 @@ class OfflineToOnlineTraining(Training):
         assert isinstance(self.data, Loaded) and self.budget is not None
         self._last: int = self.budget
         self.stepper = make_stepper(self.job, self.method, self.data, self.job.device)
-        self._log_every = max(_CHUNK, -(-self._last // (_CHUNK * _CURVE_POINTS)) * _CHUNK)
+        self._environments = environments_of(self.job)
 
     def _chunk(self) -> None:
-        """Up to 50 updates or steps, then the check for non-finite replicas; a chunk lies in one phase."""
+        """About 50 updates or steps, then the check for non-finite replicas; a chunk lies in one phase."""
         start = self.stepper.switch if self.done >= self.stepper.switch else 0
         end = self._last if start else self.stepper.switch
+        looks = look_every(self._environments if start else 1)
         every, since = self.settings["eval_every"], self.done - start
-        stop = min(end, start + (since // _CHUNK + 1) * _CHUNK, (self.done // every + 1) * every)
+        stop = min(end, start + (since // looks + 1) * looks, (self.done // every + 1) * every)
         before = snapshot(self.method)
         totals = self.stepper.run(self.done, stop - self.done)
         if totals:
             self._freeze_broken(before, totals, stop)
             self.curves.add(totals, self.stepper.updates_in(self.done, stop - self.done))
         self.done = stop
-        if self.curves.summed and (stop % self._log_every == 0 or stop in (self.stepper.switch, self._last)):
+        counted = stop - start if self._environments > 1 else stop  # one environment: points stand where they stood
+        is_point = counted % log_every(self._last, looks) == 0 or stop in (self.stepper.switch, self._last)
+        if self.curves.summed and is_point:
             self.curves.close_point(stop)
 
     def _evaluation_due(self) -> bool:

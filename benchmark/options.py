@@ -29,6 +29,7 @@ class RunOptions:
     seeds: Any = 10  # how many (0, 1, 2, …), or a list such as [3,4]
     updates: int = 100_000  # gradient updates per seed, of protocols that begin with logged data alone
     env_steps: int = 0  # environment steps per seed, of protocols that act; 0: the protocol's own number
+    envs_per_seed: int = 1  # environments that each seed acts in at once, under offline_to_online and hybrid
     eval_every: int = 0  # updates or env steps between evaluations; 0: a twentieth of the updates; the protocol's own
     eval_episodes: int = 0  # episodes of such an evaluation, per seed; 0: the protocol's own number (offline: 10)
     final_episodes: int = 0  # episodes of the final score, per seed; 0: the task's own number (mostly 100)

@@ -13,12 +13,13 @@ from offon import envs
 from offon.benchmark import device as devices
 from offon.benchmark import seeds as seed_ranges
 from offon.benchmark.attackers import corruption_of_options
+from offon.benchmark.budget import budget_settings, limit
 from offon.benchmark.builder import Finite, Loaded, load_data, rules, to_config, try_out
 from offon.benchmark.config import Composed, ConfigError, plugin_path, seed_list
 from offon.benchmark.files import set_aside
 from offon.benchmark.generated import is_generated, resolved
 from offon.benchmark.options import RunOptions
-from offon.benchmark.protocols import PROTOCOLS, Protocol, choose
+from offon.benchmark.protocols import PROTOCOLS, choose
 from offon.benchmark.records import RecordError, UnknownSchemaError, identity, read_record, record_path
 from offon.benchmark.runs import Job, Replica, list_runs
 from offon.benchmark.tasks import Task, get_task, own_task
@@ -181,7 +182,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
         transformed = {**transformed, "options": data["options"]}
     data["sha256"] = loaded.identity.sha256
     data["identity"] = transformed
-    settings = {**_budget(protocol, options, task), "env_options": env_options, **acting}
+    settings = {**budget_settings(protocol, options, task), "env_options": env_options, **acting}
     report = {
         "score_min": task.score_min,
         "score_max": task.score_max,
@@ -240,30 +241,6 @@ def protocols_of(spec: envs.EnvSpec | None) -> tuple[str, ...]:
     return tuple(name for name in PROTOCOLS if name != "experiment_design")
 
 
-def _budget(protocol: Protocol, options: RunOptions, task: Task) -> dict[str, Any]:
-    """The part of a job's settings that says how long it goes on and how often it is evaluated.
-
-    Where a task is so slow that its final score has few episodes, evaluations on the way have a fifth of them.
-    """
-    if protocol.budget == "updates":
-        budget = options.updates
-    else:
-        budget = options.env_steps or protocol.default_budget
-    first: dict[str, Any] = {}
-    if protocol.name == "offline_to_online":
-        first, budget = {"switch": options.updates}, options.updates + budget
-    few = max(1, task.final_episodes // 5)
-    exact = protocol.name == "experiment_design"  # values are computed, not estimated from episodes
-    return {
-        "protocol": protocol.name,
-        "updates": budget,
-        **first,
-        "eval_every": options.eval_every or protocol.eval_every or max(1, budget // 20),
-        "eval_episodes": 1 if exact else options.eval_episodes or min(protocol.eval_episodes, few),
-        "final_episodes": 1 if exact else options.final_episodes or task.final_episodes,
-    }
-
-
 def _env_options(task: Task, options: RunOptions) -> dict[str, Any]:
     if options.dynamics and task.env is None:
         raise ConfigError(f"{task.name} has no simulator: leave {_listed('dynamics', options.dynamics)} out")
@@ -291,6 +268,8 @@ def _check_options(options: RunOptions) -> None:
     for name in ("env_steps", "eval_every", "checkpoint_seconds", "workers", "replicas"):
         if getattr(options, name) < 0:
             raise ConfigError(f"expected {name} of 0 or more, got {getattr(options, name)}")
+    if options.envs_per_seed < 1:
+        raise ConfigError(f"expected envs_per_seed of at least 1, got {options.envs_per_seed}")
     if options.horizon is not None and options.horizon < 1:
         raise ConfigError(f"expected horizon of at least 1, got {options.horizon}")
     seed_list(options.seeds)
@@ -319,14 +298,6 @@ def _check_shapes(task: Task, spec: envs.EnvSpec, data: Any) -> None:
         )
 
 
-def _limit(protocol: Protocol, settings: dict[str, Any]) -> dict[str, Any]:
-    """How long a cell's runs went on, as its identity says it."""
-    budget, switch = settings["updates"], settings.get("switch")
-    if switch is not None:
-        return {"updates": {"offline": switch}, protocol.budget: budget - switch}
-    return {"updates": {protocol.name: budget}} if protocol.budget == "updates" else {protocol.budget: budget}
-
-
 def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
     """Every cell of a configuration, with the swept values that make it."""
     settings = job.settings
@@ -339,7 +310,7 @@ def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[
             "final_episodes": settings["final_episodes"],
             "final_first_seed": seed_ranges.REPORTING[0],
         },
-        "protocol": {"name": settings["protocol"], **_limit(PROTOCOLS[settings["protocol"]], settings)},
+        "protocol": {"name": settings["protocol"], **limit(PROTOCOLS[settings["protocol"]], settings)},
         **rules(composed.method, job.task["env"], settings),
     }
     if "cost_limit" in job.data:

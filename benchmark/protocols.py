@@ -27,6 +27,7 @@ class Protocol:
     eval_episodes: int  # of an evaluation along the way, where the option is left at 0
     module: str  # under offon.benchmark
     training: str  # the class in it that makes a run of a job
+    steps_singly: bool = False  # it acts step by step, so that a seed may do so in several environments at once
 
     def load(self) -> Any:
         """The module with the loop."""
@@ -38,9 +39,11 @@ PROTOCOLS = {
     for protocol in (
         Protocol("offline", "updates", "updates", 100_000, 0, 10, "offline", "OfflineTraining"),
         Protocol(
-            "offline_to_online", "steps", "env_steps", 100_000, 0, 10, "offline_to_online", "OfflineToOnlineTraining"
+            *("offline_to_online", "steps", "env_steps", 100_000, 0, 10),
+            *("offline_to_online", "OfflineToOnlineTraining"),
+            steps_singly=True,
         ),
-        Protocol("hybrid", "env steps", "env_steps", 150_000, 1000, 10, "hybrid", "HybridTraining"),
+        Protocol("hybrid", "env steps", "env_steps", 150_000, 1000, 10, "hybrid", "HybridTraining", steps_singly=True),
         Protocol("on_policy_hybrid", "env steps", "env_steps", 150_000, 1, 30, "on_policy", "OnPolicyTraining"),
         Protocol("experiment_design", "rounds", "env_steps", 4_000_000, 1, 1, "design", "DesignTraining"),
     )

@@ -32,5 +32,10 @@ def acting_seeds(replica_seeds: Sequence[int], first: Tensor, count: int) -> Ten
 
     A replica's episodes have consecutive seeds from a place of its own, so no two of them are alike.
     """
+    return acting_seeds_of(replica_seeds, first[:, None] + torch.arange(count))
+
+
+def acting_seeds_of(replica_seeds: Sequence[int], episodes: Tensor) -> Tensor:
+    """Environment seeds of any episodes of each replica, by their numbers: int64 [R, n] -> [R, n]."""
     places = torch.tensor([key_of(seed, "episodes") % len(ACTING) for seed in replica_seeds])
-    return ACTING.start + (places[:, None] + first[:, None] + torch.arange(count)) % len(ACTING)
+    return ACTING.start + (places[:, None] + episodes) % len(ACTING)

@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offon import envs
 from offon.algorithms.interface import Algorithm, Design, Method, OnPolicy, Spec
 from offon.algorithms.noise import ActNoise
+from offon.benchmark.acting_stepper import ActingStepper, acting_stepper
 from offon.benchmark.builder import prepared
 from offon.benchmark.growing_replay import GrowingReplay
+from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.rollout import first_obs
 from offon.benchmark.stepper import Stepper, snapshot
@@ -29,6 +32,7 @@ COST_LIMIT = 5.0  # what the made-up episodes cost on average
 ODD = 2  # the replica that is disturbed
 OTHERS = [index for index in range(len(SEEDS)) if index != ODD]
 ONLINE = "online"  # stands for a preset: the second phase of offline_to_online, at the tiny setting
+PLAYGROUND = "neorl2/DMSD"  # where methods act that do so step by step
 _CLOSE = 1e-4
 _ACTING = 64  # rows per replica when acting, as in evaluation
 _UPDATES_PER_ROUND = 10  # a round of a method that acts is worth so many updates: it holds a roll-out and many steps
@@ -72,14 +76,7 @@ def start(
     assert issubclass(method, Algorithm)
     phase = first_phase(method)
     train = prepared(data or random_transitions(), config, COST_LIMIT).train
-    length = int(train.episode_lengths().max())
-    limit = COST_LIMIT if method.uses_cost_limit else None
-    spec = Spec(
-        train.obs_dim, train.act_dim, length, cost_limit=limit, updates={phase: updates}, stats=train.stats()
-    )
-    built = method(spec, config, seeds)
-    built.prepare(train)
-    built.to(device).begin(phase)
+    built = _begun(method, config, seeds, train, {phase: updates}, device)
     if preset == ONLINE:
         phase = ONLINE
         built.begin(phase)
@@ -93,6 +90,39 @@ def start(
     if isinstance(replay, OddRows):
         replay.odd = ODD
     return Stepper(built, replay, phase, device, _played(replay, len(seeds), device, odd))
+
+
+def _begun(
+    method: type[Algorithm],
+    config: Any,
+    seeds: tuple[int, ...],
+    train: Transitions,
+    updates: dict[str, int],
+    device: str = "cpu",
+) -> Algorithm:
+    """The method on made-up rows, in the first phase that it learns in."""
+    length = int(train.episode_lengths().max())
+    limit = COST_LIMIT if method.uses_cost_limit else None
+    spec = Spec(train.obs_dim, train.act_dim, length, cost_limit=limit, updates=updates, stats=train.stats())
+    built = method(spec, config, seeds)
+    built.prepare(train)
+    built.to(device).begin(next(iter(updates)))
+    return built
+
+
+def start_acting(method: type[Algorithm], environments: int) -> ActingStepper:
+    """A fresh method that goes on learning by acting, with so many environments for each replica."""
+    facts, config = envs.env_spec(PLAYGROUND), tiny_config(method)
+    data = prepared(random_transitions(facts.obs_dim, facts.act_dim), config, COST_LIMIT)
+    phases = {"hybrid": 100} if "hybrid" in method.protocols else {"offline": 100, ONLINE: 100}
+    built = _begun(method, config, SEEDS, data.train, phases)
+    env = envs.make(PLAYGROUND, len(SEEDS) * environments)
+    return acting_stepper(built, data, env, 1000, "cpu", list(phases)[-1])
+
+
+def acts_by_steps(method: type[Method]) -> bool:
+    """Whether a protocol lets it act step by step."""
+    return any(PROTOCOLS[name].steps_singly for name in method.protocols)
 
 
 def first_phase(method: type[Method]) -> str:
@@ -119,8 +149,22 @@ def advance(stepper: Any, first: int, stop: int) -> list[dict[str, Tensor]]:
     return [stepper.run(update, min(chunk, stop - update)) for update in range(first, stop, chunk)]
 
 
-def act(method: Method, mode: str, odd: bool = False, watch: AbstractContextManager | None = None) -> Tensor:
-    """Actions [R, 64, A] for random observations, the same for every replica; those of one may be odd."""
+def act(
+    method: Method,
+    mode: str,
+    odd: bool = False,
+    watch: AbstractContextManager | None = None,
+    odd_rows: int = 0,
+) -> Tensor:
+    """Actions [R, 64, A] for random observations, the same for every replica; those of one may be odd.
+
+    Args:
+        method: that acts.
+        mode: of `act`.
+        odd: one replica sees something else.
+        watch: the context in which it acts.
+        odd_rows: in so many last rows every replica sees something else.
+    """
     device = next(iter(method.state_dict().values())).device
     rng = torch.Generator().manual_seed(1)
     features = method.spec.features
@@ -129,8 +173,10 @@ def act(method: Method, mode: str, odd: bool = False, watch: AbstractContextMana
     else:
         seen, moved = torch.randint(features.phi.shape[0], (_ACTING, 1), generator=rng), 1
     obs = seen.to(device).repeat(len(method.seeds), 1, 1)
+    other = obs + moved if features is None else (obs + moved) % features.phi.shape[0]
     if odd:
-        obs[ODD] = obs[ODD] + moved if features is None else (obs[ODD] + moved) % features.phi.shape[0]
+        obs[ODD] = other[ODD]
+    obs[:, _ACTING - odd_rows :] = other[:, _ACTING - odd_rows :]
     x = first_obs(method, obs)
     noise = ActNoise(method.seeds, mode, torch.arange(_ACTING, device=device), x.t)
     with torch.no_grad(), watch or nullcontext():

@@ -156,6 +156,10 @@ class ForgetsOnResume(Imitation):
         return loss + self.steps.add_(1.0) * self.policy(data.obs).square().mean((1, 2))
 
 
+class ForgetsWhatItPlayed(ForgetsOnResume):
+    protocols = ("offline_to_online",)
+
+
 class HasASettingJsonChanges(Imitation):
     @dataclass(frozen=True)
     class Config(BC.Config):
@@ -192,6 +196,11 @@ class LearnsWhileActing(Imitation):
 class ActsForItsNeighbours(Imitation):
     def act(self, x, noise, mode):
         return self.policy(x.obs - x.obs.mean((0, 1)))
+
+
+class ActsForOtherEpisodes(Imitation):
+    def act(self, x, noise, mode):
+        return self.policy(x.obs - x.obs.mean(1, keepdim=True))
 
 
 class LearnsNothing(Imitation):
@@ -243,6 +252,8 @@ class AnswersTheWorst(PEVI):
         (ActsByTheGlobalGenerator, "acting_is_a_function_of_its_inputs", "two answers to one question"),
         (LearnsWhileActing, "acting_is_a_function_of_its_inputs", "before and after acting"),
         (ActsForItsNeighbours, "acting_is_a_function_of_its_inputs", "one replica's observation moves another"),
+        (ActsForOtherEpisodes, "acting_is_a_function_of_its_inputs", "one episode's observation moves another"),
+        (ForgetsWhatItPlayed, "acting_in_two_environments_goes_on_after_a_stop", "resumed, and one never stopped"),
         (LearnsNothing, "a_five_state_chain_is_learned", "steps too many"),
         (PlaysInVain, "a_short_lock_is_opened_more_often", "after 40 iterations the replicas earn"),
         (AnswersTheWorst, "a_small_mdp_is_solved", "below the best value, expected"),

@@ -283,7 +283,7 @@ def test_rows_that_are_added_are_drawn_too():
     replay = Replay(random_transitions(), (), "cpu", None)
     online = GrowingReplay(1, 4 * replay.size, replay.layout, "cpu")
     noise, shares = Noise((0,), "online", chunk=1), []
-    columns = {name: torch.full((1, where.stop - where.start), 7.0) for name, where in replay.layout.items()}
+    columns = {name: torch.full((1, 1, where.stop - where.start), 7.0) for name, where in replay.layout.items()}
     for update in range(replay.size + 1):
         online.add(columns)
         noise.begin_chunk(update)

@@ -197,18 +197,19 @@ def test_turn_counts_updates_across_chunks():
             noise.begin_update(slot)
             turns.append(noise.turn(5))
     assert turns == [update % 5 for update in range(60)]
-    with pytest.raises(ValueError, match="divides 50, got 3"):
-        noise.turn(3)
 
 
-def test_with_chunks_of_one_update_any_turn_goes_and_the_period_is_known():
-    noise = Noise((0,), "online", chunk=1)
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_any_turn_goes_whatever_the_chunk_and_the_period_is_known(chunk):
+    noise = Noise((0,), "online", chunk=chunk)
     assert noise.period == 1
     turns = []
-    for first in range(6):
+    for first in range(0, 12, chunk):
         noise.begin_chunk(first)
-        turns.append((noise.turn(2), noise.turn(3)))
-    assert turns == [(first % 2, first % 3) for first in range(6)]
+        for slot in range(chunk):
+            noise.begin_update(slot)
+            turns.append((noise.turn(2), noise.turn(3)))
+    assert turns == [(update % 2, update % 3) for update in range(12)]
     assert noise.period == 6
 
 

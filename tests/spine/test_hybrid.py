@@ -51,7 +51,7 @@ LAYOUT = {"obs": slice(0, 2), "reward": slice(2, 3)}
 
 
 def add(replay, number):
-    replay.add({"obs": torch.full((2, 2), float(number)), "reward": torch.tensor([number, -number])})
+    replay.add({"obs": torch.full((2, 1, 2), float(number)), "reward": torch.tensor([[number], [-number]])})
 
 
 def test_rows_are_drawn_from_what_is_held_of_the_own_replica():

@@ -7,9 +7,10 @@ import pytest
 
 from offon.algorithms.iql import IQL
 from offon.benchmark import plan as planning
+from offon.benchmark.budget import budget_settings
 from offon.benchmark.config import expand
 from offon.benchmark.options import RunOptions
-from offon.benchmark.plan import _budget, make_plan
+from offon.benchmark.plan import make_plan
 from offon.benchmark.protocols import PROTOCOLS
 from offon.benchmark.runs import list_runs
 from offon.benchmark.tasks import get_task
@@ -132,7 +133,7 @@ def test_a_task_says_how_many_final_episodes_it_has(plan):
     ((_, cell),) = cells(plan("final_episodes=0", "eval_episodes=0")).items()
     assert (cell["evaluation"]["episodes"], cell["evaluation"]["final_episodes"]) == (10, 100)
     options = RunOptions(final_episodes=0, eval_episodes=0)
-    slow = _budget(PROTOCOLS["offline"], options, get_task("neorl2/Fusion"))
+    slow = budget_settings(PROTOCOLS["offline"], options, get_task("neorl2/Fusion"))
     assert (slow["eval_episodes"], slow["final_episodes"]) == (2, 10)
 
 
