@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from offon.algorithms.conservative import calibrated, importance_gap, plain_gap, weighted_candidates
 from offon.algorithms.fine_tuning import FineTuning, joined
-from offon.algorithms.interface import Obs, Rows, Spec
+from offon.algorithms.interface import Obs, Plan, Rows, Spec
 from offon.algorithms.losses import td_target
 from offon.algorithms.nn import MLP, Adam, Norm, Output, ema_
 from offon.algorithms.noise import ActNoise, Noise
@@ -31,6 +31,7 @@ from offon.algorithms.squashed import (
 )
 from offon.datasets.transitions import Batch
 
+CALIBRATION = ("off", "finished")  # of Cal-QL online
 _MOST_MULTIPLIER = 1e6
 _LOG_STD = (-20.0, 2.0)  # clamp of the policy's
 
@@ -114,7 +115,6 @@ class CQL(FineTuning):
         "finetune_adroit": {**_FINETUNE, "conservative_weight": 1.0},
     }
     SWEEPABLE: ClassVar[tuple[str, ...]] = ("discount", "conservative_weight", "target_gap")
-    CALIBRATED: ClassVar[bool] = False
     INITS: ClassVar[tuple[str, str]] = ("torch", "orthogonal")  # of policy and critics
     HEAD: ClassVar[Output] = Output(0.01)  # likewise, of their last layers
     config: Config
@@ -135,13 +135,6 @@ class CQL(FineTuning):
         self.critic_optimizer = Adam([self.critic], config.critic_lr)
         self.temperature_optimizer = Adam([self.temperature], config.policy_lr)
         self.multiplier_optimizer = Adam([torch.nn.ParameterList([self.log_multiplier])], config.critic_lr)
-
-    def sources(self, phase: str) -> dict[str, Rows]:
-        """Offline, Cal-QL's rows have their Monte-Carlo returns; own rows have none, and online nothing is bounded."""
-        found = super().sources(phase)
-        if phase == "offline" and self.CALIBRATED:
-            return {"data": Rows(self.config.batch_size, ("mc_return",))}
-        return found
 
     def _critic_norm(self) -> bool | Norm:
         """Layer normalisation of the critics."""
@@ -250,7 +243,12 @@ class CQL(FineTuning):
 
 @register("cal_ql", protocols=("offline", "offline_to_online"))
 class CalQL(CQL):
-    """CQL that does not push values below the Monte-Carlo returns of the data; online half of a batch is logged."""
+    """CQL that does not push values below the Monte-Carlo returns of the data; online half of a batch is logged.
+
+    Online, CORL bounds nothing any more, and learns from the first step on. The authors' code keeps the bound, and
+    learns from whole trajectories alone, whose returns are known: a time limit ends one, without a bootstrap. It plays
+    one, then makes as many updates as it has steps; here, as in WSRL's code, each step is followed by one.
+    """
 
     @dataclass(frozen=True)
     class Config(CQL.Config):
@@ -261,8 +259,14 @@ class CalQL(CQL):
         max_backup: bool = True
         clip_min: float = -200.0
         online_sampling: str = "half"
+        online_calibration: str = "off"  # online bound: off (CORL) or finished (release: rows of ended episodes alone)
         failure_reward: float = 0.0  # an episode of nothing but it, transformed, is worth it for ever
 
+    _OFFICIAL: ClassVar[Mapping[str, Any]] = {
+        "online_calibration": "finished",
+        "failure_reward": -5.0,
+        "clip_min": -1e9,
+    }
     PRESETS: ClassVar[Mapping[str, Mapping]] = {
         "antmaze": {
             "reward": "ten_minus_five",
@@ -272,6 +276,39 @@ class CalQL(CQL):
             "critic_hidden_dims": (256,) * 5,
         },
         "adroit": {"conservative_weight": 1.0},
+        "official_antmaze": {
+            **_OFFICIAL,
+            "reward": "ten_minus_five",
+            "lagrange": True,
+            "conservative_weight": 5.0,
+            "hidden_dims": (256,) * 2,
+            "critic_hidden_dims": (256,) * 4,
+        },
+        "official_adroit_binary": {
+            **_OFFICIAL,
+            "reward": "ten_plus_five",
+            "conservative_weight": 1.0,
+            "hidden_dims": (512,) * 2,
+            "critic_hidden_dims": (512,) * 3,
+        },
     }
-    CALIBRATED = True
+    COLUMNS = ("mc_return",)
     config: Config
+
+    def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
+        super().__init__(spec, config, seeds)
+        if config.online_calibration not in CALIBRATION:
+            among = ", ".join(CALIBRATION)
+            raise ValueError(f"expected online_calibration among {among}, got {config.online_calibration!r}")
+
+    def sources(self, phase: str) -> dict[str, Rows]:
+        """Rows have their Monte-Carlo returns; online only if they are to be bounded there."""
+        found = super().sources(phase)
+        if phase == "offline" or self.config.online_calibration == "off":
+            return found
+        return {name: replace(rows, columns=self.COLUMNS) for name, rows in found.items()}
+
+    def plan(self, phase: str) -> Plan:
+        """Where own rows are bounded, no update comes before an episode has ended in every environment."""
+        bounded = self.config.online_calibration == "finished"
+        return replace(super().plan(phase), warmup_episodes=int(bounded))

@@ -15,7 +15,7 @@ from offon.algorithms.sac import actor_loss
 from offon.algorithms.squashed import Temperature, log_temperature_loss
 from offon.benchmark.builder import Loaded, replay_for
 from offon.benchmark.synthetic import random_transitions
-from offon.benchmark.trial import advance, start
+from offon.benchmark.trial import ONLINE, advance, start
 
 Q = {  # two critics at two candidates of each kind, one row: [1, 2, 2, 1]
     "random": [[-3.0, -2.5], [-2.8, -2.6]],
@@ -119,6 +119,50 @@ def test_cal_ql_asks_for_monte_carlo_returns_offline_only():
     online = {name: (rows.n, rows.of) for name, rows in method.sources("online").items()}
     assert online == {"logged": (8, "offline"), "own": (8, "online")}
     assert CQL(Spec(3, 2), CQL.Config(batch_size=16), (0,)).sources("online")["data"].of == "all"
+
+
+@pytest.mark.parametrize("sampling", ["half", "all", "own"])
+def test_calibrated_online_every_row_has_its_return_and_updates_wait_for_an_episode(sampling):
+    kept = CalQL.Config(batch_size=16, online_sampling=sampling, online_calibration="finished", online_warmup=7)
+    method, plain = (CalQL(Spec(3, 2), config, (0,)) for config in (kept, replace(kept, online_calibration="off")))
+    found, without = method.sources("online"), plain.sources("online")
+    assert {name: replace(rows, columns=()) for name, rows in found.items()} == without
+    assert {rows.columns for rows in found.values()} == {("mc_return",)}
+    assert (method.plan("online").warmup_episodes, plain.plan("online").warmup_episodes) == (1, 0)
+    assert method.plan("online").warmup_steps == 7
+
+
+def test_online_gaps_are_bounded_by_the_returns_of_both_kinds_of_rows():
+    config = replace(CalQL.Config.tiny(), online_calibration="finished")
+    gaps = []
+    for logged, own in ((0.0, 0.0), (100.0, 0.0), (0.0, 100.0)):
+        stepper = start(CalQL, ONLINE, config=config)
+        where = stepper.replay.layout["mc_return"]
+        stepper.replay.rows[:, where] += logged
+        stepper.online.rows[:, :, where] += own
+        gaps.append(stepper.run(0, 1)["gap"])
+    assert (gaps[1] > gaps[0] + 10.0).all() and (gaps[2] > gaps[0] + 10.0).all()
+    assert "mc_return" not in start(CalQL, ONLINE).online.layout
+
+
+def test_calibration_online_is_one_of_two():
+    with pytest.raises(ValueError, match="expected online_calibration among off, finished, got 'on'"):
+        CalQL(Spec(3, 2), CalQL.Config(online_calibration="on"), (0,))
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("official_antmaze", ((256,) * 2, (256,) * 4, True, 5.0, "ten_minus_five")),
+        ("official_adroit_binary", ((512,) * 2, (512,) * 3, False, 1.0, "ten_plus_five")),
+    ],
+)
+def test_presets_of_the_authors_code_are_the_cards(preset, expected):
+    config = CalQL.Config(**CalQL.PRESETS[preset])
+    found = (config.hidden_dims, config.critic_hidden_dims, config.lagrange, config.conservative_weight, config.reward)
+    assert found == expected and config.online_calibration == "finished" and config.failure_reward == -5.0
+    assert (config.policy_lr, config.critic_lr, config.max_backup, config.online_sampling) == (1e-4, 3e-4, True, "half")
+    assert config.clip_min < -1e8  # no clip
 
 
 def test_on_sparse_tasks_a_failed_episode_is_worth_its_reward_for_ever():

@@ -28,6 +28,7 @@ METHODS = {  # three environments of which each ends an episode of 100 steps
     "rlpd": (*SMALL, "algorithm.n_critics=2", "algorithm.utd=2", "algorithm.start_steps=31"),
     "wsrl": (*SMALL, *CRITICS, "algorithm.n_critics=3", "algorithm.utd=2", "algorithm.warmup=20"),
     "rebrac": SMALL,  # learns its policy at every second update: three updates follow a turn
+    "cal_ql": (*SMALL, *CRITICS, "algorithm.online_calibration=finished"),
 }
 RUN = ("env_steps=330", "eval_every=150", "eval_episodes=2", "final_episodes=3", "seeds=2", "envs_per_seed=3")
 REST = ("task=offon/dmsd-small", "workers=1", "matmul=default", "checkpoint_seconds=0", "progress=quiet")
@@ -206,7 +207,7 @@ def test_a_stop_at_every_chunk_changes_no_bit(run, offon, command, tmp_path, mon
     assert Folder(tmp_path / "stopped").final_bytes() == whole.final_bytes()
 
 
-@pytest.mark.parametrize("method", ["rlpd", "wsrl"])
+@pytest.mark.parametrize("method", ["rlpd", "cal_ql"])
 def test_a_replica_does_not_depend_on_its_neighbours(run, method):
     folders = [run(f"seeds=[0,1,{last}]", out=f"with-{last}", method=method) for last in (2, 5)]
     one, other = (folder.weights() for folder in folders)
@@ -225,6 +226,7 @@ def test_a_replica_does_not_depend_on_its_neighbours(run, method):
         ("wsrl", "updates=61", "expected updates to be a multiple of envs_per_seed = 3"),
         ("rlpd", "envs_per_seed=0", "expected envs_per_seed of at least 1, got 0"),
         ("rlpd", "algorithm.capacity=2", "a row of each of 3 environments, got a capacity of 2"),
+        ("cal_ql", "algorithm.online_capacity=299", "expected a capacity of at least 300 own rows"),
         ("rebrac", "protocol=offline", "act step by step (offline_to_online, hybrid); offline does not"),
     ],
 )
