@@ -1,9 +1,8 @@
 """WSRL: warm-start RL without logged data online (Zhou, Peng, Li, Levine and Kumar, ICLR 2025, arXiv 2412.07762).
 
 Offline, CQL, Cal-QL or IQL with an ensemble of layer-normalised critics. Online, after a short time in which the frozen
-policy only collects, plain soft actor-critic with many critic updates per step, on its own rows alone: no value is pushed
-down there, so that own rows need no Monte-Carlo returns. Every tensor has a leading replica axis R; replicas never
-interact.
+policy only collects, plain soft actor-critic with many critic updates per step, on its own rows alone; as no value is
+pushed down there, they need no Monte-Carlo returns. Every tensor has a leading replica axis R; replicas never interact.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from offon.benchmark.episode_returns import EpisodeReturns
 from offon.benchmark.growing_replay import GrowingReplay
 from offon.benchmark.replay import Replay
 from offon.benchmark.synthetic import random_transitions
+from offon.benchmark.watch import no_host_sync
 
 COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "mc_return")
 LAYOUT = {name: slice(place, place + 1) for place, name in enumerate(COLUMNS)}
@@ -140,6 +142,17 @@ def test_draws_that_are_known_already_see_episodes_end():
         seen.append(played.replay.draw("own", OWN, noise).reward[0].max().item())
     assert seen == [0.0, 1.0, 1.0, 3.0]  # before an episode has ended there is only the first row, without a bound
     assert played.replay.rows[0, 0, LAYOUT["mc_return"]].item() == 0.5
+
+
+def test_a_draw_of_ended_rows_keeps_its_addresses_and_never_waits_for_a_device():
+    played, noise = Played(3), Noise((0, 1), "online", chunk=1)
+    for turn in range(4):
+        played.turn(float(turn), torch.tensor([[turn == 1, turn == 2, 0], [0, 0, turn == 3]]).float())
+        noise.begin_chunk(turn)
+        with no_host_sync() if turn else nullcontext():  # at the first draw its name is made known
+            drawn = played.replay.draw("own", OWN, noise)
+    assert drawn.reward[0].unique().tolist() == [0.0, 1.0, 2.0]
+    assert drawn.reward[1].unique().tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_logged_rows_and_those_of_ended_episodes_are_drawn_alike():
