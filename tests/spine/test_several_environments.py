@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,6 +173,16 @@ def test_a_record_says_in_how_many_environments_it_acted_and_nothing_is_lost(run
     assert state["online/added"].item() == 330 and state["online/rows"].shape[:2] == (2, 330)
     assert state["actors/episode"].tolist() == [3, 4, 5] * 2 and state["actors/t"].tolist() == [10] * 6
     assert folder.weights()["critic_optimizer.count"].item() == (330 - 31) * 2
+
+
+def test_calibrated_updates_begin_when_each_environment_may_have_ended_an_episode(run):
+    folder = run(method="cal_ql")
+    assert folder.weights()["critic_optimizer.count"].item() == 60 + 330 - 3 * 100
+    gaps = folder.by_seed()[0].curves()["metric/online/gap"]
+    assert np.isfinite(gaps[-1])
+    state = loop_state(folder)
+    assert state["online/rows"].shape[1] == 300 and state["online/open_rows"].shape[1] == 30
+    assert state["online/rows"].isfinite().all() and state["online/open_rows"].isneginf().sum() == 2 * 30
 
 
 def test_one_environment_is_not_part_of_an_identity(run):
