@@ -26,7 +26,7 @@ from .conftest import Folder
 SMALL = ("algorithm.hidden_dims=[16,16]", "algorithm.batch_size=16")
 CRITICS = ("algorithm.critic_hidden_dims=[16,16]", "algorithm.n_actions=2")
 METHODS = {  # three environments of which each ends an episode of 100 steps
-    "rlpd": (*SMALL, "algorithm.n_critics=2", "algorithm.utd=2", "algorithm.start_steps=31"),
+    "rlpd": (*SMALL, "algorithm.n_critics=2", "algorithm.utd=1", "algorithm.start_steps=31"),
     "wsrl": (*SMALL, *CRITICS, "algorithm.n_critics=3", "algorithm.utd=2", "algorithm.warmup=20"),
     "rebrac": SMALL,  # learns its policy at every second update: three updates follow a turn
     "cal_ql": (*SMALL, *CRITICS, "algorithm.online_calibration=finished"),
@@ -172,7 +172,7 @@ def test_a_record_says_in_how_many_environments_it_acted_and_nothing_is_lost(run
     state = loop_state(folder)
     assert state["online/added"].item() == 330 and state["online/rows"].shape[:2] == (2, 330)
     assert state["actors/episode"].tolist() == [3, 4, 5] * 2 and state["actors/t"].tolist() == [10] * 6
-    assert folder.weights()["critic_optimizer.count"].item() == (330 - 31) * 2
+    assert folder.weights()["critic_optimizer.count"].item() == 330 - 31
 
 
 def test_calibrated_updates_begin_when_each_environment_may_have_ended_an_episode(run):
@@ -186,18 +186,18 @@ def test_calibrated_updates_begin_when_each_environment_may_have_ended_an_episod
 
 
 def test_one_environment_is_not_part_of_an_identity(run):
-    record = run("envs_per_seed=1").by_seed()[0]
-    assert record.cell["protocol"] == {"name": "hybrid", "env_steps": 330}
+    record = run("envs_per_seed=1", "env_steps=33").by_seed()[0]
+    assert record.cell["protocol"] == {"name": "hybrid", "env_steps": 33}
     several = {**record.cell, "protocol": {**record.cell["protocol"], "envs_per_seed": 3}}
     assert suffixes([variant(record.cell), variant(several)]) == [" (envs_per_seed=1)", " (envs_per_seed=3)"]
 
 
 def test_points_of_the_metrics_lie_in_the_online_phase_too(run):
-    at = run("env_steps=510", method="wsrl").by_seed()[0].curves()["metric_updates"]
-    assert at.tolist() == [50, 60, *range(111, 571, 51)]
+    at = run("env_steps=153", method="rebrac").by_seed()[0].curves()["metric_updates"]
+    assert at.tolist() == [50, 60, 111, 162, 213]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["rlpd", "rebrac", "cal_ql"])
 def test_a_stop_at_every_chunk_changes_no_bit(run, offon, command, tmp_path, monkeypatch, method):
     """In the warm-up, at the switch, with three open episodes, and after they have ended."""
     whole = run(method=method, out="whole")
@@ -218,9 +218,9 @@ def test_a_stop_at_every_chunk_changes_no_bit(run, offon, command, tmp_path, mon
     assert Folder(tmp_path / "stopped").final_bytes() == whole.final_bytes()
 
 
-@pytest.mark.parametrize("method", ["rlpd", "cal_ql"])
-def test_a_replica_does_not_depend_on_its_neighbours(run, method):
-    folders = [run(f"seeds=[0,1,{last}]", out=f"with-{last}", method=method) for last in (2, 5)]
+@pytest.mark.parametrize(("method", "steps"), [("rlpd", "env_steps=150"), ("cal_ql", "env_steps=330")])
+def test_a_replica_does_not_depend_on_its_neighbours(run, method, steps):
+    folders = [run(f"seeds=[0,1,{last}]", steps, out=f"with-{last}", method=method) for last in (2, 5)]
     one, other = (folder.weights() for folder in folders)
     for name, tensor in one.items():
         if tensor.dim():
