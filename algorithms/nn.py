@@ -252,6 +252,7 @@ class Adam(torch.nn.Module):
         beta1: decay of the first moment.
         weight_decay: decoupled from the gradient (AdamW, Loshchilov and Hutter, 2019).
         warmup_updates: over so many updates the rate rises linearly to `lr`; the first runs at `lr` / warmup_updates.
+        stacked: False where the parameters are of one replica and have no axis for it.
     """
 
     count: Tensor
@@ -268,9 +269,10 @@ class Adam(torch.nn.Module):
         beta1: float = 0.9,
         weight_decay: float = 0.0,
         warmup_updates: int | None = None,
+        stacked: bool = True,
     ) -> None:
         super().__init__()
-        self.beta1, self.weight_decay, self.warmup_updates = beta1, weight_decay, warmup_updates
+        self.beta1, self.weight_decay, self.warmup_updates, self.stacked = beta1, weight_decay, warmup_updates, stacked
         if not isinstance(lr, int | float):
             raise TypeError(f"expected one learning rate for all replicas, got {lr!r}: sweep it with a comma list")
         self.lr, self.eps, self.cosine_updates, self.max_grad_norm = float(lr), eps, cosine_updates, max_grad_norm
@@ -278,7 +280,7 @@ class Adam(torch.nn.Module):
         for index, parameter in enumerate(self._params):
             self.register_buffer(f"exp_avg_{index}", torch.zeros_like(parameter, requires_grad=False))
             self.register_buffer(f"exp_avg_sq_{index}", torch.zeros_like(parameter, requires_grad=False))
-        self.register_buffer("_ones", torch.ones(self._params[0].shape[0]), persistent=False)
+        self.register_buffer("_ones", torch.ones(self._params[0].shape[0] if stacked else 1), persistent=False)
         self.register_buffer("_half_lr", torch.tensor(0.5 * self.lr), persistent=False)
         self.register_buffer("count", torch.zeros(()))  # float32: exact up to 2^24 updates, what the fused kernel takes
 
@@ -334,10 +336,11 @@ class Adam(torch.nn.Module):
             )
 
     def _clip(self, grads: list[Tensor], limit: float) -> None:
-        squares = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0)  # [R]
+        rows = [grad.flatten(1) if self.stacked else grad.view(1, -1) for grad in grads]
+        squares = torch.stack([row.square().sum(1) for row in rows]).sum(0)  # [R]
         scale = (limit / (squares.sqrt() + 1e-6)).clamp_(max=1.0)
-        for grad in grads:
-            grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
+        for row in rows:
+            row.mul_(scale[:, None])
 
 
 def ema_(target: torch.nn.Module, online: torch.nn.Module, tau: float) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from offon.algorithms.nn import generator_of
+from offon.algorithms.language_model import Sampled
+from offon.algorithms.nn import Adam, generator_of
 from offon.algorithms.noise import Noise
 from offon.algorithms.sequence_losses import pick
 from offon.algorithms.stacked import look_up
@@ -27,22 +29,12 @@ class Shape:
     heads: int = 4
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """Responses that a model has drawn, up to and with the end; [R, N, T] each."""
-
-    numbers: Tensor
-    mask: Tensor
-    log_prob: Tensor
-    entropy: Tensor  # of the distribution each word was drawn from
-
-
 class WordModel(torch.nn.Module):
     """Pre-norm transformer decoders over words; positions are counted from the first word that is no padding."""
 
     def __init__(self, seeds: Sequence[int], name: str, shape: Shape) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.width = shape, shape.width
 
         def table(part: str, entries: int) -> torch.nn.Parameter:
             drawn = [torch.randn(entries, shape.width, generator=generator_of(seed, name, part)) for seed in seeds]
@@ -71,8 +63,8 @@ class WordModel(torch.nn.Module):
         return self._hidden(prompt, prompt_mask)
 
     @torch.no_grad()
-    def sample(self, prompt: Tensor, prompt_mask: Tensor, end: int, noise: Noise) -> Sampled:
-        """A response to each prompt [R, N, P], drawn word by word until `end`."""
+    def sample(self, prompt: Tensor, prompt_mask: Tensor, end: int, noise: Noise, greedy: bool = False) -> Sampled:
+        """A response to each prompt [R, N, P], drawn word by word until `end`; or the likeliest words."""
         replicas, rows, length = prompt.shape
         shape = self.shape
         inside = torch.cat((prompt_mask, prompt_mask.new_zeros(replicas, rows, shape.response)), -1)
@@ -82,7 +74,10 @@ class WordModel(torch.nn.Module):
         found: dict[str, list[Tensor]] = {"numbers": [], "mask": [], "log_prob": [], "entropy": []}
         for step in range(shape.response):
             log_prob = torch.log_softmax(self._logits(last).squeeze(2), -1)
-            chosen = pick(log_prob.exp(), noise.uniform(f"word{step}", rows, 1))  # [R, N, 1]
+            if greedy:
+                chosen = log_prob.argmax(-1, keepdim=True)  # [R, N, 1]
+            else:
+                chosen = pick(log_prob.exp(), noise.uniform(f"word{step}", rows, 1))
             found["numbers"].append(chosen.squeeze(-1))
             found["mask"].append(going.to(log_prob.dtype))
             found["log_prob"].append(log_prob.gather(-1, chosen).squeeze(-1))
@@ -92,6 +87,26 @@ class WordModel(torch.nn.Module):
             if step + 1 < shape.response:
                 last = self._hidden(chosen, inside[..., : length + step + 1], caches)
         return Sampled(**{name: torch.stack(values, -1) for name, values in found.items()})
+
+    def branch(self, name: str) -> WordModel:
+        """A copy that can be trained."""
+        return copy.deepcopy(self).requires_grad_(True)
+
+    def freeze(self) -> None:
+        """Nothing of it will be trained any more."""
+        self.requires_grad_(False)
+
+    def optimizer(self, lr: float, max_grad_norm: float) -> Adam:
+        """Over all weights."""
+        return Adam([self], lr, max_grad_norm=max_grad_norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights."""
+        return self.state_dict()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes over weights."""
+        self.load_state_dict(state)
 
     def _hidden(self, numbers: Tensor, inside: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
         """Features [R, B, L, d] of words [R, B, L], the last ones of those whose mask is `inside` [R, B, n].

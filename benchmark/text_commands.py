@@ -16,8 +16,10 @@ import torch
 
 from offon.benchmark import statistics
 from offon.benchmark.files import to_json, write_bytes
-from offon.benchmark.text import METHODS, Metrics, TextBench, TextSettings, run
+from offon.benchmark.text import METHODS, TextBench, run
 from offon.benchmark.text_reward import vader
+from offon.benchmark.text_settings import TextSettings
+from offon.benchmark.text_training import Metrics
 from offon.datasets.dialogues import Dialogues, read_hh, read_own
 
 SCHEMA = 1

@@ -1,10 +1,10 @@
-"""Rewards of generated text that need no model: how positive it sounds, by VADER's word list."""
+"""Rewards of text that need no model: how positive it sounds, by VADER's word list."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-Scorer = Callable[[Sequence[str]], list[float]]  # texts -> rewards in [0, 1]
+Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]  # prompts' last turns, responses -> rewards in [0, 1]
 
 
 def vader() -> Scorer:
@@ -19,7 +19,7 @@ def vader() -> Scorer:
         raise ValueError("the reward of `offon text` needs vaderSentiment: pip install 'offon[text]'") from error
     analyzer = SentimentIntensityAnalyzer()
 
-    def score(texts: Sequence[str]) -> list[float]:
+    def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
         return [0.5 * (analyzer.polarity_scores(text)["compound"] + 1.0) for text in texts]
 
     return score

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,24 @@ from torch import Tensor
 PAD, UNKNOWN, BEGIN, END = range(4)
 _SPECIAL = 4
 _WORD = re.compile(r"[a-z0-9]+(?:['’][a-z]+)?|[.,!?;:]")
+
+
+Turns = Sequence[str]  # a dialogue, the user's turns and the assistant's in turn; the user's is the last
+
+
+class Coder(Protocol):
+    """Texts as the numbers that a model reads, and back."""
+
+    end: int  # the number after a response's last
+
+    def prompts(self, asked: Sequence[Turns], length: int) -> tuple[Tensor, Tensor]:
+        """Dialogues up to the point where the assistant answers, cut and padded on the left: numbers, mask [N, P]."""
+
+    def responses(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Responses and the end, cut and padded on the right: numbers and mask [N, T]."""
+
+    def text(self, numbers: Iterable[int]) -> str:
+        """What stands before the end."""
 
 
 def words_of(text: str) -> list[str]:
@@ -25,6 +44,7 @@ class Vocabulary:
     """The most frequent words; the others are one and the same unknown word."""
 
     words: tuple[str, ...]
+    end = END
 
     @classmethod
     def of(cls, texts: Iterable[str], size: int) -> Vocabulary:
@@ -37,13 +57,13 @@ class Vocabulary:
         """With pad, unknown word, begin and end."""
         return len(self.words) + _SPECIAL
 
-    def prompts(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Their last words and the sign to begin, padded on the left: numbers and mask [N, length]."""
-        return self._padded([[*self._numbers(text)[-(length - 1) :], BEGIN] for text in texts], length, left=True)
+    def prompts(self, asked: Sequence[Turns], length: int) -> tuple[Tensor, Tensor]:
+        """The last words of what was said last and the sign to begin, padded on the left: numbers, mask [N, length]."""
+        return padded([[*self._numbers(turns[-1])[-(length - 1) :], BEGIN] for turns in asked], length, PAD, left=True)
 
     def responses(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Words and the sign to end, cut at the length and padded on the right: numbers and mask [N, length]."""
-        return self._padded([[*self._numbers(text), END][:length] for text in texts], length, left=False)
+        return padded([[*self._numbers(text), END][:length] for text in texts], length, PAD, left=False)
 
     def text(self, numbers: Iterable[int]) -> str:
         """The words up to the end, without what has no word."""
@@ -65,14 +85,16 @@ class Vocabulary:
         found: dict[str, int] = self.__dict__["_known"]
         return found
 
-    def _padded(self, rows: list[list[int]], length: int, left: bool) -> tuple[Tensor, Tensor]:
-        numbers = torch.full((len(rows), length), PAD, dtype=torch.int64)
-        mask = torch.zeros(len(rows), length)
-        for place, row in enumerate(rows):
-            where = slice(length - len(row), length) if left else slice(0, len(row))
-            numbers[place, where] = torch.tensor(row, dtype=torch.int64)
-            mask[place, where] = 1.0
-        return numbers, mask
+
+def padded(rows: Sequence[Sequence[int]], length: int, pad: int, left: bool) -> tuple[Tensor, Tensor]:
+    """Rows of at most `length` numbers, and a mask that is 1 on them: [N, length] each."""
+    numbers = torch.full((len(rows), length), pad, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length)
+    for place, row in enumerate(rows):
+        where = slice(length - len(row), length) if left else slice(0, len(row))
+        numbers[place, where] = torch.tensor(row, dtype=torch.int64)
+        mask[place, where] = 1.0
+    return numbers, mask
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int, by_words: bool = False) -> float:

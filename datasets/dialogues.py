@@ -31,6 +31,12 @@ class Response:
     text: str
     reward: float  # stored, in [0, 1] where it was a raw score; only as good as who gave it
     part: str  # train, dev or test: the same for all responses to one prompt
+    before: tuple[str, ...] = ()  # what user and assistant had said in turn
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """All that was said before the response."""
+        return (*self.before, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -70,15 +76,15 @@ def read_hh(folder: str | Path | None = None, names: Sequence[str] = tuple(HH_FI
                 f"{path}: expected sha256 {HH_FILES[name][:12]}…, found {files[name][:12]}…; get the file again"
             )
         for where, record in _records(path):
-            turns = _field(where, record, "prompt", list)
-            prompt = turns[-1]["content"]  # dialogues of other lengths end alike: the split goes by what is used
+            *before, prompt = (turn["content"] for turn in _field(where, record, "prompt", list))
             for kind in ("chosen", "rejected"):
                 text, score = _field(where, record, kind, str), _number(where, record, f"reward_{kind}")
                 if not text.strip():
                     skipped += 1
                     continue
                 reward = 1.0 / (1.0 + math.exp(-score))
-                responses.append(Response(prompt, text, reward, part_of(prompt)))
+                # dialogues of other lengths end alike: the split goes by what is used of all
+                responses.append(Response(prompt, text, reward, part_of(prompt), tuple(before)))
     return Dialogues(tuple(responses), files, skipped)
 
 

@@ -12,8 +12,9 @@ import torch
 
 from offon.benchmark import text_commands
 from offon.benchmark.cli import main
-from offon.benchmark.text import METHODS, TextBench, TextSettings, run
+from offon.benchmark.text import METHODS, TextBench, run
 from offon.benchmark.text_reward import vader
+from offon.benchmark.text_settings import TextSettings
 from offon.benchmark.words import END
 from offon.datasets.dialogues import Dialogues, Response, part_of, read_hh, read_own
 from offon.datasets.errors import DataError, DataNotFound
@@ -45,7 +46,7 @@ def talk(count=300) -> Dialogues:
     return Dialogues(tuple(responses), {"talk": "0"}, 0)
 
 
-def goodness(texts):
+def goodness(prompts, texts):
     """The share of good among good and bad words."""
     words = [text.split() for text in texts]
     return [each.count("good") / max(1, each.count("good") + each.count("bad")) for each in words]
@@ -118,7 +119,7 @@ def test_what_is_scored_in_training_is_what_the_model_can_see():
     numbers = made.train[2]
     assert numbers.shape[1] == 2 and not (numbers == END).any()
     logged = talk().of("train")
-    assert made.reward.tolist() == pytest.approx(goodness([" ".join(each.text.split()[:2]) for each in logged]))
+    assert made.reward.tolist() == pytest.approx(goodness([], [" ".join(each.text.split()[:2]) for each in logged]))
 
 
 def test_a_head_learns_which_prompts_earn_more():
@@ -246,5 +247,5 @@ def test_a_folder_without_results_or_with_broken_ones_is_named(tmp_path, capsys)
 
 def test_vader_hears_what_is_friendly():
     pytest.importorskip("vaderSentiment", reason="the extra offon[text] is not installed")
-    kind, nothing, unkind = vader()(["this is great", "", "this is terrible"])
+    kind, nothing, unkind = vader()([""] * 3, ["this is great", "", "this is terrible"])
     assert nothing == 0.5 and kind == pytest.approx(0.5 * (0.6249 + 1.0)) and unkind < 0.3

@@ -140,7 +140,7 @@ def test_words_are_lower_case_with_their_marks():
 def test_the_vocabulary_holds_the_most_frequent_words_and_ties_are_alphabetical():
     found = Vocabulary.of(["b a c a", "d b"], size=4 + 3)
     assert found.words == ("a", "b", "c") and len(found) == 7
-    numbers, mask = found.prompts(["a d b a", ""], 3)
+    numbers, mask = found.prompts([["x", "x", "a d b a"], [""]], 3)
     assert numbers.tolist() == [[5, 4, BEGIN], [0, 0, BEGIN]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
     numbers, mask = found.responses(["a d", "c c c c"], 3)
     assert numbers.tolist() == [[4, UNKNOWN, END], [6, 6, 6]] and mask.tolist() == [[1, 1, 1], [1, 1, 1]]

@@ -1,0 +1,67 @@
+"""The settings of a text benchmark, and the named ones: t0 trains from nothing, t1 on a CPU, t2 on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WORDS = "words"  # the model that needs no folder
+VALUES = ("constant", "head")
+REWARDS = ("vader", "ridge", "head")
+TUNINGS = ("lora", "full")
+PRECISIONS = ("float32", "bfloat16")
+_MAY_BE_ZERO = ("reference_updates", "train_rows", "held_rows")
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What determines the numbers, beside the data; the defaults take about three minutes a seed on one core."""
+
+    seeds: int = 5
+    reference_updates: int = 400  # 0: the pre-trained model as it is
+    updates: int = 250  # of each method; where advantages count, the share of positive ones of them
+    batch_size: int = 64
+    lr: float = 5e-4
+    max_grad_norm: float = 1.0
+    clip: float = 0.9
+    kl_weight: float = 0.05
+    prioritized: bool = True  # responses in proportion to what they weigh; else uniform ones
+    value: str = "constant"  # the mean of what the reference earns; or head: attention over the prompt, fitted to it
+    value_prompts: int = 400
+    value_updates: int = 200  # of the head
+    value_lr: float = 1e-3
+    test_prompts: int = 600
+    prompt_words: int = 16  # tokens, where the model is a pre-trained one
+    response_words: int = 24
+    vocabulary: int = 2000
+    width: int = 64
+    layers: int = 2
+    model: str = WORDS  # trained from nothing; or the folder of a Hugging Face causal language model
+    tune: str = "lora"  # of a folder's model: low-rank adapters, or full: all weights
+    rank: int = 16  # of adapters
+    adapted: str = "q_proj,k_proj,v_proj,o_proj"  # layers that get adapters
+    precision: str = "float32"  # of a folder's model: bfloat16 multiplies in it; what is trained stays in float32
+    history: bool = False  # prompts are whole dialogues, the oldest turns left out first; else what was said last
+    train_rows: int = 0  # logged responses to train on, evenly from all; 0: all
+    held_rows: int = 0  # kept ones on which likelihood and drift are measured
+    greedy: bool = False  # the likeliest token when judged, instead of a drawn one
+    reward: str = "vader"  # who scores responses: ridge and head are fitted to the stored scores
+    stored: bool = False  # train on the stored scores themselves; the judge still is `reward`
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be run."""
+        for name, number in vars(self).items():
+            least = 0 if name in _MAY_BE_ZERO else 1
+            if isinstance(number, int) and not isinstance(number, bool) and number < least:
+                raise ValueError(f"expected {name} of at least {least}, got {number}")
+        for name, known in (("value", VALUES), ("reward", REWARDS), ("tune", TUNINGS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} among {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.prompt_words < 2 or self.response_words < 2 or self.vocabulary < 8:
+            raise ValueError("expected at least 2 words of prompt and response and a vocabulary of 8")
+        if self.model == WORDS and not self.reference_updates:
+            raise ValueError("expected reference_updates of at least 1: a model over words starts from nothing")
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the model comes from a folder; its seeds then train one after the other."""
+        return self.model != WORDS
