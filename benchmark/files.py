@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,12 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def write_folder(path: Path, files: dict[str, bytes], hidden: bool = False) -> None:
-    """A folder of files that appears whole under its name.
+@contextmanager
+def whole_folder(path: Path, hidden: bool = False) -> Iterator[Path]:
+    """A fresh folder to fill, which appears under its name when it is full; after an error nothing is left of it.
 
     Args:
         path: the folder.
-        files: contents by path inside it.
         hidden: the temporary name begins with a dot, for places that programs of others list.
 
     Raises:
@@ -67,8 +69,7 @@ def write_folder(path: Path, files: dict[str, bytes], hidden: bool = False) -> N
     temporary = temporary_name(path.with_name(f".{path.name}") if hidden else path)
     temporary.mkdir()
     try:
-        for name, data in files.items():
-            write_bytes(temporary / name, data)
+        yield temporary
         os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -76,6 +77,13 @@ def write_folder(path: Path, files: dict[str, bytes], hidden: bool = False) -> N
             raise FileExistsError(f"{path} exists already") from error
         raise
     sync_folder(path.parent)
+
+
+def write_folder(path: Path, files: dict[str, bytes], hidden: bool = False) -> None:
+    """A folder of files, by path inside it, that appears whole under its name; see `whole_folder`."""
+    with whole_folder(path, hidden) as folder:
+        for name, data in files.items():
+            write_bytes(folder / name, data)
 
 
 def safetensors_head(path: Path) -> bytes:

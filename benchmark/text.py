@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from offon.benchmark.text_judge import BLOCK, Asked, Columns, Judge, log_probs
 from offon.benchmark.text_models import Made, words
 from offon.benchmark.text_reward import Scorer
 from offon.benchmark.text_settings import TextSettings
-from offon.benchmark.text_training import Course, Keep, Log, Metrics, train
+from offon.benchmark.text_training import Course, Keep, Log, Metrics, Trained, train
 from offon.datasets.dialogues import Dialogues, Response
 from offon.datasets.errors import DataError
 
@@ -39,7 +39,8 @@ class TextBench:
     Args:
         settings: what determines the numbers.
         dialogues: logged responses.
-        scorer: of the responses that models give, and, unless the stored scores are used, of the logged ones.
+        scorer: of the responses that models give, and, unless the stored scores are used, of the logged ones; or
+            several by name, of which the first is that and the others are told beside it.
         made: a model to begin with and who codes for it; else one over words, which begins with nothing.
         seeds: of the replicas; else the first `settings.seeds`.
         keep: where unfinished work is kept, so that a killed run goes on.
@@ -49,7 +50,7 @@ class TextBench:
         self,
         settings: TextSettings,
         dialogues: Dialogues,
-        scorer: Scorer,
+        scorer: Scorer | Mapping[str, Scorer],
         made: Made | None = None,
         seeds: Sequence[int] | None = None,
         keep: Keep | None = None,
@@ -65,7 +66,8 @@ class TextBench:
         logged, held = evenly(logged, settings.train_rows), evenly(held, settings.held_rows)
         self.made = words(settings, self.seeds, logged) if made is None else made
         self.reference: LanguageModel = self.made.model
-        self.judge = Judge(self.seeds, self.made.coder, scorer, settings.greedy)
+        scorers = scorer if isinstance(scorer, Mapping) else {"reward": scorer}
+        self.judge = Judge(self.seeds, self.made.coder, scorers, settings.greedy)
         self.train, self.held = self._columns(logged), self._columns(held)
         self.dev = self._asked(list(asked["dev"])[: settings.value_prompts])
         self.test = self._asked(list(asked["test"])[: settings.test_prompts])
@@ -75,13 +77,14 @@ class TextBench:
             self._held_asked = Asked([each.prompt for each in held], *self.held[:2])
         else:
             seen = [self.made.coder.text(row) for row in self.train[2].tolist()]  # what the model can see of them
-            self.reward = torch.tensor(scorer([each.prompt for each in logged], seen))
+            self.reward = torch.tensor(self.judge.scorer([each.prompt for each in logged], seen))
         self.reward = self.reward.to(self.made.device)
         self.sizes = {"train": len(logged), "dev": len(self.dev.last), "test": len(self.test.last)}
         self.value = torch.zeros(len(self.seeds), len(logged), device=self.made.device)  # of each response's prompt
         self.value_facts: Metrics = {}
         self.logs: dict[str, Log] = {}  # of each method that was trained
         self.rewards: dict[str, Tensor] = {}  # of each response to a test prompt [R, N], by method
+        self.earlier: dict[str, float] = {}  # seconds spent on a method before it was killed
         self.train_log_prob = torch.zeros(0)
         self.held_log_prob = torch.zeros(0)
 
@@ -107,8 +110,15 @@ class TextBench:
             self.reference = self.made.model.branch("reference")
             ones = torch.ones_like(self.value)
             course = Course("reference", Objective("nll"), self.settings.reference_updates, ones, self._scored)
-            _, self.logs["reference"] = train(self.reference, course, self.settings, self.seeds, self.keep)
+            self._noted("reference", train(self.reference, course, self.settings, self.seeds, self.keep))
         self.reference.freeze()
+        kept = None if self.keep is None else self.keep.load("prepared")
+        if kept is not None:
+            self.value_facts = kept[1]["log"]
+            self.value, self.held_log_prob, self.train_log_prob = (
+                kept[0][name].to(self.made.device) for name in ("value", "held", "train")
+            )
+            return
         asked, earned = self._earned()
         if self.settings.value == "head":
             self.value = self._fit_head(asked, earned)
@@ -117,6 +127,9 @@ class TextBench:
         self.value_facts["value"] = self.value.mean(-1).tolist()
         self.held_log_prob = log_probs(self.reference, self.held, len(self.seeds))
         self.train_log_prob = log_probs(self.reference, self.train, len(self.seeds))
+        if self.keep is not None:
+            tensors = {"value": self.value, "held": self.held_log_prob, "train": self.train_log_prob}
+            self.keep.save("prepared", 0, tensors, self.value_facts, 0.0)
 
     def _earned(self) -> tuple[Asked, Tensor]:
         """Prompts of dev and what the reference's responses to them earn, [R, N].
@@ -147,8 +160,12 @@ class TextBench:
             weight = (self.reward if method in BY_REWARD else torch.ones_like(self.reward)).expand_as(advantage)
         objective = Objective(method, settings.clip, settings.kl_weight)
         course = Course(method, objective, settings.updates, weight, self._scored)
-        seen, self.logs[method] = train(model, course, settings, self.seeds, self.keep)
+        seen = self._noted(method, train(model, course, settings, self.seeds, self.keep))
         return seen | {"kept_share": (advantage > 0).float().mean(-1).tolist()}
+
+    def _noted(self, name: str, trained: Trained) -> Metrics:
+        self.logs[name], self.earlier[name] = trained.log, trained.earlier
+        return trained.metrics
 
     def _scored(self, model: LanguageModel, rows: Tensor) -> Scored:
         """Logged responses [R, B], as a model and the reference see them."""
@@ -199,8 +216,45 @@ def evenly(rows: Sequence[_T], count: int) -> list[_T]:
     return [rows[place * len(rows) // count] for place in range(count)]
 
 
+class Bench(Protocol):
+    """What is asked of a benchmark, whether its seeds train together or one after the other."""
+
+    logs: dict[str, Log]
+    rewards: dict[str, Tensor]
+    earlier: dict[str, float]
+
+    def prepare(self) -> None:
+        """Makes the reference ready; once."""
+
+    def measure(self, method: str) -> Metrics:
+        """Trains a method from the reference and judges it."""
+
+
+class InSequence:
+    """One bench for each seed, as one; what is done of a method is not kept before all seeds are."""
+
+    def __init__(self, benches: Sequence[TextBench]) -> None:
+        self.benches = tuple(benches)
+        self.logs: dict[str, Log] = {}  # of the first seed
+        self.rewards: dict[str, Tensor] = {}
+        self.earlier: dict[str, float] = {}
+
+    def prepare(self) -> None:
+        """Makes the references ready; once."""
+        for bench in self.benches:
+            bench.prepare()
+
+    def measure(self, method: str) -> Metrics:
+        """Trains a method from the references and judges it."""
+        found = [bench.measure(method) for bench in self.benches]
+        self.rewards[method] = torch.cat([bench.rewards[method] for bench in self.benches])
+        self.earlier[method] = sum(bench.earlier.get(method, 0.0) for bench in self.benches)
+        self.logs |= self.benches[0].logs
+        return {name: [value for each in found for value in each[name]] for name in found[0]}
+
+
 def run(
-    bench: TextBench, methods: Sequence[str], done: dict[str, Metrics], tell: Callable[[str, Metrics, float], None]
+    bench: Bench, methods: Sequence[str], done: dict[str, Metrics], tell: Callable[[str, Metrics, float], None]
 ) -> None:
     """Measures what is not done yet; `tell` hears of each as it ends."""
     unknown = [name for name in methods if name not in METHODS]
@@ -212,4 +266,5 @@ def run(
     bench.prepare()
     for name in missing:
         start = time.perf_counter()
-        tell(name, bench.measure(name), time.perf_counter() - start)
+        metrics = bench.measure(name)
+        tell(name, metrics, time.perf_counter() - start + bench.earlier.get(name, 0.0))

@@ -2,76 +2,75 @@
 
 from __future__ import annotations
 
-import json
-import platform
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
-from importlib.metadata import version
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from offon.benchmark import statistics
+from offon.benchmark import device as devices
+from offon.benchmark import text_models
 from offon.benchmark.files import to_json, write_bytes
-from offon.benchmark.text import METHODS, TextBench, run
-from offon.benchmark.text_reward import vader
-from offon.benchmark.text_settings import TextSettings
-from offon.benchmark.text_training import Metrics
-from offon.datasets.dialogues import Dialogues, read_hh, read_own
+from offon.benchmark.text import METHODS, Bench, InSequence, TextBench, run
+from offon.benchmark.text_result import RESULT, Subject, begun, identity, peak_memory_mb, read, table
+from offon.benchmark.text_scorers import Scorers
+from offon.benchmark.text_settings import PRESETS, TextSettings
+from offon.benchmark.text_training import Keep, Metrics
+from offon.datasets.dialogues import read_hh, read_own
 
-SCHEMA = 1
-RESULT = "result.json"
-COLUMNS = {  # metric -> heading and format
-    "reward": ("reward [95 %]", ".3f"),
-    "distinct_2": ("distinct-2", ".3f"),
-    "length": ("words", ".1f"),
-    "entropy": ("entropy", ".2f"),
-    "kl_k1": ("KL k1", ".3f"),
-    "log_ratio": ("S - S_ref on data", "+.1f"),
-    "kept_share": ("kept", ".2f"),
-    "at_upper": ("at upper clip", ".2f"),
-    "updates": ("updates", ".0f"),
-}
+UNFINISHED = "unfinished"  # folder of checkpoints; gone when nothing is missing
 
 
-def train(settings: Sequence[str], data: str, methods: str, out: Path) -> int:
+def train(settings: Sequence[str], data: str, methods: str, out: Path, device: str | None = None) -> int:
     """Measures the methods that the folder lacks, writing after each."""
     chosen = parse(settings)
     names = tuple(methods.split(",")) if methods else METHODS
-    scorer = vader()
+    where = torch.device(devices.resolve(device or ("auto" if chosen.pretrained else "cpu")))
     dialogues = read_hh() if data == "hh" else read_own(data)
-    found = _begun(out / RESULT, chosen, dialogues)
+    model = text_models.about(Path(chosen.model)) if chosen.pretrained else None
+    scorers = Scorers(chosen, dialogues)
+    found = begun(out / RESULT, chosen, Subject(dialogues, scorers.described, model, str(where)))
     if all(name in found["methods"] for name in ("reference", *names)):
         print(f"{out}: nothing is missing", file=sys.stderr)
         return show(out, as_json=False)
-    bench = TextBench(chosen, dialogues, scorer)
-    found["data"]["sizes"] = bench.sizes
+    keep = Keep(out / UNFINISHED, identity(found))
+    benches = _benches(chosen, dialogues, scorers, where, keep)
+    bench: Bench = InSequence(benches) if chosen.pretrained else benches[0]
+    found["data"]["sizes"], found["agreement"] = benches[0].sizes, scorers.agreement()
 
     def tell(name: str, metrics: Metrics, seconds: float) -> None:
-        found["methods"][name], found["seconds"][name] = metrics, seconds
-        out.mkdir(parents=True, exist_ok=True)
+        found["methods"][name], found["seconds"][name] = metrics, round(seconds, 1)
+        found["peak_memory_mb"] = max(found.get("peak_memory_mb", 0), peak_memory_mb(where))
+        found.setdefault("logs", {}).update(bench.logs)
+        if chosen.seeds == 1:
+            found.setdefault("prompt_rewards", {})[name] = bench.rewards[name][0].tolist()
         write_bytes(out / RESULT, to_json(found))
         print(f"{name}: reward {np.mean(metrics['reward']):.3f}, {seconds:.0f} s", file=sys.stderr)
 
     run(bench, names, found["methods"], tell)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     return show(out, as_json=False)
 
 
 def parse(settings: Sequence[str]) -> TextSettings:
-    """Settings from KEY=VALUE texts.
+    """Settings from the name of a preset and KEY=VALUE texts.
 
     Raises:
         ValueError: if a key is unknown or a value of another kind.
     """
     kinds: dict[str, Any] = {entry.name: type(entry.default) for entry in fields(TextSettings)}
     values: dict[str, Any] = {}
+    if settings and settings[0] in PRESETS:
+        values, settings = dict(PRESETS[settings[0]]), settings[1:]
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals or name not in kinds:
-            raise ValueError(f"expected KEY=VALUE with KEY among {', '.join(kinds)}, got {text!r}")
+            known = f"KEY=VALUE with KEY among {', '.join(kinds)}, after {', '.join(PRESETS)} or none of these"
+            raise ValueError(f"expected {known}, got {text!r}")
         kind = kinds[name]
         try:
             values[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
@@ -82,62 +81,19 @@ def parse(settings: Sequence[str]) -> TextSettings:
 
 def show(results: Path, as_json: bool) -> int:
     """Prints the table, or all numbers."""
-    found = _read(results / RESULT)
+    found = read(results / RESULT)
     print(to_json(found).decode() if as_json else table(found))
     return 0
 
 
-def table(found: dict[str, Any]) -> str:
-    """Means over seeds, those of the reward with intervals; best first."""
-    settings, data = found["settings"], found["data"]
-    by_reward = sorted(found["methods"].items(), key=lambda item: -np.mean(item[1]["reward"]))
-    lines = [
-        f"{settings['seeds']} seeds, {settings['reference_updates']} updates of the reference, {settings['updates']} "
-        f"of each method; reward: {found['reward']}; data: {', '.join(sorted(data['files']))}",
-        "",
-        "| method | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |",
-        "| --- |" + " ---: |" * len(COLUMNS),
+def _benches(
+    settings: TextSettings, dialogues: Any, scorers: Scorers, device: torch.device, keep: Keep
+) -> list[TextBench]:
+    """One for all seeds, or, of a pre-trained model, one for each."""
+    if not settings.pretrained:
+        return [TextBench(settings, dialogues, scorers.used(), keep=keep)]
+    loaded = text_models.load(Path(settings.model), settings, device)
+    return [
+        TextBench(settings, dialogues, scorers.used(), loaded.made(settings, seed), [seed], keep.of_seed(seed))
+        for seed in range(settings.seeds)
     ]
-    for name, metrics in by_reward:
-        cells = []
-        for metric, (_, form) in COLUMNS.items():
-            values = metrics.get(metric)
-            cell = "" if values is None else format(float(np.mean(values)), form)
-            if metric == "reward" and len(values) > 1:
-                interval = statistics.estimate(np.array(values)[:, None], statistics.mean, 0)
-                cell += f" [{float(interval.low):.3f}, {float(interval.high):.3f}]"
-            cells.append(cell)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _begun(path: Path, settings: TextSettings, dialogues: Dialogues) -> dict[str, Any]:
-    """What a folder holds of this very setting, or nothing yet."""
-    fresh: dict[str, Any] = {
-        "schema": SCHEMA,
-        "settings": asdict(settings),
-        "data": {"files": dialogues.files, "skipped": dialogues.skipped},
-        "reward": f"VADER {version('vaderSentiment')}, (compound + 1) / 2, of the words that the model can see",
-        "versions": {"offon": version("offon"), "torch": torch.__version__, "python": platform.python_version()},
-        "methods": {},
-        "seconds": {},
-    }
-    if not path.exists():
-        return fresh
-    found = _read(path)
-    same = found["settings"] == fresh["settings"] and found["reward"] == fresh["reward"]
-    if not (same and found["data"]["files"] == fresh["data"]["files"]):
-        raise ValueError(f"{path.parent} holds results of other settings, data or reward; choose another --out")
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"no {path.name} in {path.parent}; `offon text run --out {path.parent}` writes one")
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found {error}; move it away and run again") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: expected schema {SCHEMA}; it was written by another version, choose another --out")
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,7 @@ class Judge:
 
     seeds: Sequence[int]
     coder: Coder
-    scorer: Scorer
+    scorers: Mapping[str, Scorer]  # the first is the reward
     greedy: bool = False
 
     def generate(self, model: LanguageModel, asked: Asked, name: str) -> tuple[list[list[str]], Sampled]:
@@ -48,6 +48,11 @@ class Judge:
     def rewards(self, asked: Asked, texts: list[list[str]]) -> Tensor:
         """Of responses [R][N] to prompts: [R, N]."""
         return torch.tensor([self.scorer(asked.last, each) for each in texts])
+
+    @property
+    def scorer(self) -> Scorer:
+        """The reward."""
+        return next(iter(self.scorers.values()))
 
     @torch.no_grad()
     def judge(
@@ -72,6 +77,8 @@ class Judge:
             "log_ratio": ((own - held_reference) * inside).sum(-1).mean(-1).tolist(),
             "nll": (-(own * inside).sum((-2, -1)) / inside.sum()).tolist(),
         }
+        for name, scorer in list(self.scorers.items())[1:]:
+            found[f"reward_{name}"] = torch.tensor([scorer(test.last, each) for each in texts]).mean(-1).tolist()
         for n in (1, 2, 3):
             found[f"distinct_{n}"] = [distinct(each, n) for each in words]
             found[f"distinct_{n}_of_words"] = [distinct(each, n, by_words=True) for each in words]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 WORDS = "words"  # the model that needs no folder
 VALUES = ("constant", "head")
@@ -65,3 +66,40 @@ class TextSettings:
     def pretrained(self) -> bool:
         """Whether the model comes from a folder; its seeds then train one after the other."""
         return self.model != WORDS
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "t0": {},  # a model over words, on a CPU
+    "t1": {  # a pre-trained model with adapters, on a CPU
+        "seeds": 1,
+        "reference_updates": 0,
+        "updates": 120,  # about half of them where advantages count
+        "batch_size": 8,
+        "value_prompts": 64,
+        "test_prompts": 208,
+        "prompt_words": 64,
+        "response_words": 32,
+        "train_rows": 512,
+        "held_rows": 64,
+        "precision": "bfloat16",
+    },
+    "t2": {  # a pre-trained model, all of it, on a GPU
+        "seeds": 1,
+        "reference_updates": 280,  # two times through the data
+        "updates": 140,
+        "batch_size": 64,
+        "lr": 2e-5,
+        "value_prompts": 500,
+        "test_prompts": 600,
+        "prompt_words": 256,
+        "response_words": 96,
+        "tune": "full",
+        "precision": "bfloat16",
+        "history": True,
+    },
+}
+
+
+def preset(name: str, **changes: Any) -> TextSettings:
+    """A named setting, with changes."""
+    return TextSettings(**{**PRESETS[name], **changes})

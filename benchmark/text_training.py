@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,11 @@ class Keep:
     of: str  # settings and data
     every: int = 10  # updates between checkpoints
 
-    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    def of_seed(self, seed: int) -> Keep:
+        """A place of its own for a seed."""
+        return replace(self, folder=self.folder / f"seed-{seed}")
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was kept last under a name."""
         found = checkpoints.load_latest(self.folder / name)
         if found is not None and found[1]["of"] != self.of:
@@ -39,9 +44,10 @@ class Keep:
             raise ValueError(f"{where} holds unfinished work of other settings or data; choose another --out")
         return found
 
-    def save(self, name: str, update: int, tensors: dict[str, Tensor], log: Log) -> None:
-        """Keeps the state after an update; the log's numbers come back as they are."""
-        checkpoints.save(self.folder / name, update, tensors, {"of": self.of, "update": update, "log": json.dumps(log)})
+    def save(self, name: str, update: int, tensors: dict[str, Tensor], log: Log, seconds: float) -> None:
+        """Keeps the state after an update and so many seconds; the log's numbers come back as they are."""
+        facts = {"of": self.of, "update": update, "log": log, "seconds": seconds}
+        checkpoints.save(self.folder / name, update, tensors, facts)
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,20 @@ class Course:
         return made
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What came of a course."""
+
+    metrics: Metrics  # means over the updates
+    log: Log  # how the weights went at up to 50 updates
+    earlier: float  # seconds that were spent on it before it was killed
+
+
 def train(
     model: LanguageModel, course: Course, settings: TextSettings, seeds: Sequence[int], keep: Keep | None
-) -> tuple[Metrics, Log]:
-    """Trains a model in place; each seed makes its updates and then stands.
-
-    Returns means over the updates, and how the weights went at up to 50 of them.
-    """
+) -> Trained:
+    """Trains a model in place; each seed makes its updates and then stands."""
+    start = time.perf_counter()
     device = course.weight.device
     optimizer = model.optimizer(settings.lr, settings.max_grad_norm)
     noise = Noise(seeds, f"text/{course.name}", device)
@@ -78,9 +91,9 @@ def train(
     probability = priority(torch.ones_like(course.weight) if uniform else course.weight)
     totals = {key: torch.zeros(len(seeds), device=device) for key in _WATCHED}
     log: Log = {key: [] for key in ("update", *_WATCHED, "log_ratio")}
-    first = 0
+    first, earlier = 0, 0.0
     if keep is not None and (kept := keep.load(course.name)) is not None:
-        first, log = int(kept[1]["update"]), json.loads(kept[1]["log"])
+        first, log, earlier = kept[1]["update"], kept[1]["log"], kept[1]["seconds"]
         _take_over(kept[0], model, optimizer, totals)
     if first < last and first % noise.chunk:
         noise.begin_chunk(first - first % noise.chunk)
@@ -104,8 +117,10 @@ def train(
         if keep is not None and ((update + 1) % keep.every == 0 or update + 1 == last):
             state = {f"model/{name}": value for name, value in model.state().items()}
             state |= {f"optimizer/{name}": value for name, value in optimizer.state_dict().items()}
-            keep.save(course.name, update + 1, state | {f"totals/{name}": total for name, total in totals.items()}, log)
-    return {**{key: total.tolist() for key, total in totals.items()}, "updates": made.float().tolist()}, log
+            state |= {f"totals/{name}": total for name, total in totals.items()}
+            keep.save(course.name, update + 1, state, log, earlier + time.perf_counter() - start)
+    metrics = {**{key: total.tolist() for key, total in totals.items()}, "updates": made.float().tolist()}
+    return Trained(metrics, log, earlier)
 
 
 def _take_over(kept: dict[str, Tensor], model: LanguageModel, optimizer: Adam, totals: dict[str, Tensor]) -> None:
