@@ -26,7 +26,7 @@ from offon.benchmark.text_models import Made, words
 from offon.benchmark.text_reward import Scorer
 from offon.benchmark.text_settings import TextSettings
 from offon.benchmark.text_training import Course, Keep, Log, Metrics, Trained, train
-from offon.datasets.dialogues import Dialogues, Response
+from offon.datasets.dialogues import Dialogues, Response, for_scorer
 from offon.datasets.errors import DataError
 
 METHODS = VARIANTS
@@ -58,6 +58,8 @@ class TextBench:
         self.settings, self.keep = settings, keep
         self.seeds = tuple(range(settings.seeds) if seeds is None else seeds)
         logged, held = (dialogues.of(part) for part in ("train", "dev"))
+        if "head" in settings.scorers:
+            logged = [each for each in logged if not for_scorer(each.prompt)]
         asked = {part: dict.fromkeys(map(self._turns, dialogues.of(part))) for part in ("dev", "test")}
         if not (logged and all(asked.values())):
             raise DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from offon.benchmark import device as devices
-from offon.benchmark import text_models
+from offon.benchmark import text_models, text_scorers
 from offon.benchmark.files import to_json, write_bytes
 from offon.benchmark.text import METHODS, Bench, InSequence, TextBench, run
 from offon.benchmark.text_result import RESULT, Subject, begun, identity, peak_memory_mb, read, table
-from offon.benchmark.text_scorers import Scorers
 from offon.benchmark.text_settings import PRESETS, TextSettings
 from offon.benchmark.text_training import Keep, Metrics
 from offon.datasets.dialogues import read_hh, read_own
@@ -32,15 +31,24 @@ def train(settings: Sequence[str], data: str, methods: str, out: Path, device: s
     where = torch.device(devices.resolve(device or ("auto" if chosen.pretrained else "cpu")))
     dialogues = read_hh() if data == "hh" else read_own(data)
     model = text_models.about(Path(chosen.model)) if chosen.pretrained else None
-    scorers = Scorers(chosen, dialogues)
-    found = begun(out / RESULT, chosen, Subject(dialogues, scorers.described, model, str(where)))
+    found = begun(out / RESULT, chosen, Subject(dialogues, text_scorers.described(chosen), model, str(where)))
     if all(name in found["methods"] for name in ("reference", *names)):
         print(f"{out}: nothing is missing", file=sys.stderr)
         return show(out, as_json=False)
+    loaded = text_models.load(Path(chosen.model), chosen, where) if chosen.pretrained else None
+    scorers = text_scorers.made(chosen, dialogues, loaded)
+    found["agreement"] = text_scorers.agreements(scorers, dialogues)
     keep = Keep(out / UNFINISHED, identity(found))
-    benches = _benches(chosen, dialogues, scorers, where, keep)
-    bench: Bench = InSequence(benches) if chosen.pretrained else benches[0]
-    found["data"]["sizes"], found["agreement"] = benches[0].sizes, scorers.agreement()
+    if chosen.pretrained:  # minutes lie between its updates and the next line
+        keep = replace(keep, say=lambda text: print(text, file=sys.stderr))
+    if loaded is None:
+        first = TextBench(chosen, dialogues, scorers, keep=keep)
+        bench: Bench = first
+    else:
+        each = [(loaded.made(chosen, seed), [seed], keep.of_seed(seed)) for seed in range(chosen.seeds)]
+        benches = [TextBench(chosen, dialogues, scorers, *of_seed) for of_seed in each]
+        first, bench = benches[0], InSequence(benches)
+    found["data"]["sizes"] = first.sizes
 
     def tell(name: str, metrics: Metrics, seconds: float) -> None:
         found["methods"][name], found["seconds"][name] = metrics, round(seconds, 1)
@@ -84,16 +92,3 @@ def show(results: Path, as_json: bool) -> int:
     found = read(results / RESULT)
     print(to_json(found).decode() if as_json else table(found))
     return 0
-
-
-def _benches(
-    settings: TextSettings, dialogues: Any, scorers: Scorers, device: torch.device, keep: Keep
-) -> list[TextBench]:
-    """One for all seeds, or, of a pre-trained model, one for each."""
-    if not settings.pretrained:
-        return [TextBench(settings, dialogues, scorers.used(), keep=keep)]
-    loaded = text_models.load(Path(settings.model), settings, device)
-    return [
-        TextBench(settings, dialogues, scorers.used(), loaded.made(settings, seed), [seed], keep.of_seed(seed))
-        for seed in range(settings.seeds)
-    ]

@@ -1,8 +1,13 @@
-"""Rewards of text that need no model: how positive it sounds, by VADER's word list."""
+"""Rewards of text that need no language model: VADER's word list, and a linear student of stored scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from offon.datasets.dialogues import Dialogues, Response
 
 Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]  # prompts' last turns, responses -> rewards in [0, 1]
 
@@ -23,3 +28,56 @@ def vader() -> Scorer:
         return [0.5 * (analyzer.polarity_scores(text)["compound"] + 1.0) for text in texts]
 
     return score
+
+
+def ridge(dialogues: Dialogues) -> Scorer:
+    """A linear student of the stored scores of train: words and pairs of words of a response, words of what was asked.
+
+    Ridge regression of the scores' logits on TF-IDF weights and four lengths; a lexical proxy of the model that scored.
+
+    Raises:
+        ValueError: if scikit-learn is not installed, or stored scores are no probabilities.
+    """
+    try:
+        from scipy.sparse import csr_matrix, hstack
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import Ridge
+    except ImportError as error:
+        raise ValueError("reward=ridge needs scikit-learn: pip install 'offon[text]'") from error
+    logged = dialogues.of("train")
+    of_response, of_prompt = (
+        TfidfVectorizer(ngram_range=grams, min_df=2, sublinear_tf=True).fit(texts)
+        for grams, texts in (((1, 2), [each.text for each in logged]), ((1, 1), [each.prompt for each in logged]))
+    )
+    typical = _lengths([each.prompt for each in logged], [each.text for each in logged])
+    middle, spread = typical.mean(0), typical.std(0) + 1e-9
+
+    def features(prompts: Sequence[str], texts: Sequence[str]) -> Any:
+        lengths = csr_matrix((_lengths(prompts, texts) - middle) / spread)
+        return hstack([of_response.transform(texts), of_prompt.transform(prompts), lengths]).tocsr()
+
+    model = Ridge(alpha=3.0, random_state=0)
+    model.fit(features([each.prompt for each in logged], [each.text for each in logged]), logits(logged))
+
+    def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        found: list[float] = (1.0 / (1.0 + np.exp(-model.predict(features(prompts, texts))))).tolist()
+        return found
+
+    return score
+
+
+def logits(responses: Sequence[Response]) -> np.ndarray:
+    """Of stored scores, within -6 ... 6; ValueError if one is no probability."""
+    stored = np.array([each.reward for each in responses])
+    if ((stored < 0) | (stored > 1)).any():
+        found = f"{stored.min():g} ... {stored.max():g}"
+        raise ValueError(f"expected stored scores in [0, 1], found {found}; map the rewards of your data into it")
+    within = np.clip(stored, 0.0025, 0.9975)
+    return np.log(within / (1.0 - within))
+
+
+def _lengths(prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """Letters, words and letters a word of responses, words of prompts: [N, 4]."""
+    letters, words = (np.array([len(part) for part in parts], float) for parts in (texts, [t.split() for t in texts]))
+    asked = np.array([len(text.split()) for text in prompts], float)
+    return np.stack([np.log1p(letters), np.log1p(words), np.log1p(asked), letters / np.maximum(words, 1.0)], 1)

@@ -46,7 +46,8 @@ class TextSettings:
     held_rows: int = 0  # kept ones on which likelihood and drift are measured
     greedy: bool = False  # the likeliest token when judged, instead of a drawn one
     reward: str = "vader"  # who scores responses: ridge and head are fitted to the stored scores
-    stored: bool = False  # train on the stored scores themselves; the judge still is `reward`
+    also: str = ""  # further scorers, a comma list, whose verdicts are told beside the reward
+    stored: bool = False  # train on the stored scores themselves; who judges is still `reward`
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run."""
@@ -57,10 +58,20 @@ class TextSettings:
         for name, known in (("value", VALUES), ("reward", REWARDS), ("tune", TUNINGS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} among {', '.join(known)}, got {getattr(self, name)!r}")
+        unknown = [name for name in self.scorers if name not in REWARDS]
+        if unknown:
+            raise ValueError(f"expected also as a comma list of {', '.join(REWARDS)}, got {self.also!r}")
+        if "head" in self.scorers and not self.pretrained:
+            raise ValueError("expected model=FOLDER with a pre-trained model for the scorer head, got model=words")
         if self.prompt_words < 2 or self.response_words < 2 or self.vocabulary < 8:
             raise ValueError("expected at least 2 words of prompt and response and a vocabulary of 8")
         if self.model == WORDS and not self.reference_updates:
             raise ValueError("expected reference_updates of at least 1: a model over words starts from nothing")
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Names; the first is the reward."""
+        return tuple(dict.fromkeys([self.reward, *filter(None, self.also.split(","))]))
 
     @property
     def pretrained(self) -> bool:
@@ -96,6 +107,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tune": "full",
         "precision": "bfloat16",
         "history": True,
+        "reward": "ridge",
+        "also": "head,vader",
+        "stored": True,
     },
 }
 

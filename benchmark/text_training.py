@@ -31,6 +31,7 @@ class Keep:
     folder: Path
     of: str  # settings and data
     every: int = 10  # updates between checkpoints
+    say: Callable[[str], None] = lambda text: None  # hears what has been kept
 
     def of_seed(self, seed: int) -> Keep:
         """A place of its own for a seed."""
@@ -48,6 +49,7 @@ class Keep:
         """Keeps the state after an update and so many seconds; the log's numbers come back as they are."""
         facts = {"of": self.of, "update": update, "log": log, "seconds": seconds}
         checkpoints.save(self.folder / name, update, tensors, facts)
+        self.say(f"{name}: {f'{update} updates' if update else 'done'}, kept")
 
 
 @dataclass(frozen=True)

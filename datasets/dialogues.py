@@ -61,7 +61,7 @@ def read_hh(folder: str | Path | None = None, names: Sequence[str] = tuple(HH_FI
 
     Args:
         folder: that holds the files; else they are looked for in and below the folders of OFFON_DATA.
-        names: which of HH_FILES.
+        names: which of HH_FILES; the published dev file is none of them, its scores are of another reward model.
 
     Raises:
         DataError: if a file is missing, is not the published one, or holds a broken record.
@@ -69,6 +69,9 @@ def read_hh(folder: str | Path | None = None, names: Sequence[str] = tuple(HH_FI
     responses: list[Response] = []
     files, skipped = {}, 0
     for name in names:
+        if name not in HH_FILES:
+            known = ", ".join(HH_FILES)
+            raise DataError(f"expected files among {known}, got {name!r}: scores of other models do not mix with these")
         path = _find(name, folder)
         files[name] = sha256_of(path)
         if files[name] != HH_FILES[name]:
@@ -108,9 +111,17 @@ def read_own(path: str | Path) -> Dialogues:
 
 def part_of(prompt: str) -> str:
     """Train for eight prompts in ten, dev and test for one each, by the hash of its lower-case words."""
-    said = " ".join(prompt.lower().split())
-    number = int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big") % 10
+    number = int.from_bytes(_digest(prompt)[:8], "big") % 10
     return "train" if number < 8 else PARTS[number - 7]
+
+
+def for_scorer(prompt: str) -> bool:
+    """Whether a prompt is of the half to which trained scorers are fitted, and on which then no policy is trained."""
+    return bool(_digest(prompt)[8] % 2)
+
+
+def _digest(prompt: str) -> bytes:
+    return hashlib.sha256(" ".join(prompt.lower().split()).encode()).digest()
 
 
 def _find(name: str, folder: str | Path | None) -> Path:
