@@ -72,6 +72,8 @@ def load(folder: Path, settings: TextSettings, device: torch.device) -> Loaded:
     Raises:
         ValueError: if the extra is not installed, or the folder lacks model or tokenizer.
     """
+    from safetensors import SafetensorError
+
     transformers = require()
     _check(folder)
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -80,7 +82,7 @@ def load(folder: Path, settings: TextSettings, device: torch.device) -> Loaded:
         net = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, **local
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot be read as a causal language model ({error}); save it again") from error
     if settings.tune == "lora" and settings.precision == "bfloat16":
         net = net.to(torch.bfloat16)  # nothing of it is trained
