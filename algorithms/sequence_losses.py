@@ -52,6 +52,7 @@ class Objective:
     clip: float = 0.9  # ratios stay within 1 - clip ... 1 + clip; 0: as they are
     kl_weight: float = 0.0  # of mean log-ratio on the data, in variant kl
     least_probability: float = 0.1  # lower bound of R-GOLD's weights
+    filtered: bool = True  # rows of negative advantage count as zero, else with it: then the loss has no lower bound
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense."""
@@ -72,7 +73,9 @@ class Objective:
         """What multiplies a whole sequence, [..., B]."""
         if self.variant == "nll":
             return torch.ones_like(scored.reward)
-        return scored.reward.detach() if self.variant in BY_REWARD else scored.advantage.clamp(min=0.0)
+        if self.variant in BY_REWARD:
+            return scored.reward.detach()
+        return scored.advantage.clamp(min=0.0) if self.filtered else scored.advantage
 
 
 def clipped_ratio(log_ratio: Tensor, objective: Objective) -> Tensor:

@@ -87,6 +87,7 @@ class TextBench:
         self.logs: dict[str, Log] = {}  # of each method that was trained
         self.rewards: dict[str, Tensor] = {}  # of each response to a test prompt [R, N], by method
         self.earlier: dict[str, float] = {}  # seconds spent on a method before it was killed
+        self.prepare_seconds = 0.0
         self.train_log_prob = torch.zeros(0)
         self.held_log_prob = torch.zeros(0)
 
@@ -108,6 +109,7 @@ class TextBench:
         """Trains the reference, measures its value, and notes its log-probabilities; once."""
         if self.train_log_prob.numel():
             return
+        start = time.perf_counter()
         if self.settings.reference_updates:
             self.reference = self.made.model.branch("reference")
             ones = torch.ones_like(self.value)
@@ -116,7 +118,7 @@ class TextBench:
         self.reference.freeze()
         kept = None if self.keep is None else self.keep.load("prepared")
         if kept is not None:
-            self.value_facts = kept[1]["log"]
+            self.value_facts, self.prepare_seconds = kept[1]["log"], kept[1]["seconds"]
             self.value, self.held_log_prob, self.train_log_prob = (
                 kept[0][name].to(self.made.device) for name in ("value", "held", "train")
             )
@@ -129,9 +131,10 @@ class TextBench:
         self.value_facts["value"] = self.value.mean(-1).tolist()
         self.held_log_prob = log_probs(self.reference, self.held, len(self.seeds))
         self.train_log_prob = log_probs(self.reference, self.train, len(self.seeds))
+        self.prepare_seconds = time.perf_counter() - start + self.earlier.get("reference", 0.0)
         if self.keep is not None:
             tensors = {"value": self.value, "held": self.held_log_prob, "train": self.train_log_prob}
-            self.keep.save("prepared", 0, tensors, self.value_facts, 0.0)
+            self.keep.save("prepared", 0, tensors, self.value_facts, self.prepare_seconds)
 
     def _earned(self) -> tuple[Asked, Tensor]:
         """Prompts of dev and what the reference's responses to them earn, [R, N].
@@ -153,6 +156,11 @@ class TextBench:
         found, self.rewards[method] = self.judge.judge(model, self.reference, self.test, self.held, self.held_log_prob)
         return found | seen
 
+    def forget(self, method: str) -> None:
+        """Removes what was kept of a method's training, now that its numbers are safe."""
+        if self.keep is not None and method != "reference":  # whose weights the next run needs
+            self.keep.forget(method)
+
     def _train(self, model: LanguageModel, method: str) -> Metrics:
         settings = self.settings
         advantage = self.reward - self.value  # [R, N]
@@ -160,7 +168,7 @@ class TextBench:
             weight = advantage
         else:
             weight = (self.reward if method in BY_REWARD else torch.ones_like(self.reward)).expand_as(advantage)
-        objective = Objective(method, settings.clip, settings.kl_weight)
+        objective = Objective(method, settings.clip, settings.kl_weight, filtered=settings.filtered)
         course = Course(method, objective, settings.updates, weight, self._scored)
         seen = self._noted(method, train(model, course, settings, self.seeds, self.keep))
         return seen | {"kept_share": (advantage > 0).float().mean(-1).tolist()}
@@ -224,6 +232,7 @@ class Bench(Protocol):
     logs: dict[str, Log]
     rewards: dict[str, Tensor]
     earlier: dict[str, float]
+    prepare_seconds: float
 
     def prepare(self) -> None:
         """Makes the reference ready; once."""
@@ -231,20 +240,25 @@ class Bench(Protocol):
     def measure(self, method: str) -> Metrics:
         """Trains a method from the reference and judges it."""
 
+    def forget(self, method: str) -> None:
+        """Removes what was kept of a method's training."""
+
 
 class InSequence:
-    """One bench for each seed, as one; what is done of a method is not kept before all seeds are."""
+    """One bench for each seed, as one; a method is told when all its seeds are done, and kept till then."""
 
     def __init__(self, benches: Sequence[TextBench]) -> None:
         self.benches = tuple(benches)
         self.logs: dict[str, Log] = {}  # of the first seed
         self.rewards: dict[str, Tensor] = {}
         self.earlier: dict[str, float] = {}
+        self.prepare_seconds = 0.0
 
     def prepare(self) -> None:
         """Makes the references ready; once."""
         for bench in self.benches:
             bench.prepare()
+        self.prepare_seconds = sum(bench.prepare_seconds for bench in self.benches)
 
     def measure(self, method: str) -> Metrics:
         """Trains a method from the references and judges it."""
@@ -254,14 +268,24 @@ class InSequence:
         self.logs |= self.benches[0].logs
         return {name: [value for each in found for value in each[name]] for name in found[0]}
 
+    def forget(self, method: str) -> None:
+        """Removes what was kept of a method's training, for each seed."""
+        for bench in self.benches:
+            bench.forget(method)
+
+
+def check(methods: Sequence[str]) -> None:
+    """Refuses methods that are not known."""
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise ValueError(f"expected methods among {', '.join(METHODS)}, got {', '.join(unknown)}")
+
 
 def run(
     bench: Bench, methods: Sequence[str], done: dict[str, Metrics], tell: Callable[[str, Metrics, float], None]
 ) -> None:
     """Measures what is not done yet; `tell` hears of each as it ends."""
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise ValueError(f"expected methods among {', '.join(METHODS)}, got {', '.join(unknown)}")
+    check(methods)
     missing = [name for name in ("reference", *methods) if name not in done]
     if not missing:
         return
@@ -269,4 +293,6 @@ def run(
     for name in missing:
         start = time.perf_counter()
         metrics = bench.measure(name)
-        tell(name, metrics, time.perf_counter() - start + bench.earlier.get(name, 0.0))
+        earlier = 0.0 if name == "reference" else bench.earlier.get(name, 0.0)  # it was trained while preparing
+        tell(name, metrics, time.perf_counter() - start + earlier)
+        bench.forget(name)

@@ -15,7 +15,7 @@ import torch
 from offon.benchmark import device as devices
 from offon.benchmark import text_models, text_scorers
 from offon.benchmark.files import to_json, write_bytes
-from offon.benchmark.text import METHODS, Bench, InSequence, TextBench, run
+from offon.benchmark.text import METHODS, Bench, InSequence, TextBench, check, run
 from offon.benchmark.text_result import RESULT, Subject, begun, identity, peak_memory_mb, read, table
 from offon.benchmark.text_settings import PRESETS, TextSettings
 from offon.benchmark.text_training import Keep, Metrics
@@ -28,9 +28,12 @@ def train(settings: Sequence[str], data: str, methods: str, out: Path, device: s
     """Measures the methods that the folder lacks, writing after each."""
     chosen = parse(settings)
     names = tuple(methods.split(",")) if methods else METHODS
+    check(names)
     where = torch.device(devices.resolve(device or ("auto" if chosen.pretrained else "cpu")))
-    dialogues = read_hh() if data == "hh" else read_own(data)
+    if where.type != "cpu" and not chosen.pretrained:
+        raise ValueError(f"expected --device=cpu with model=words, got {device}: it is too small for a GPU")
     model = text_models.about(Path(chosen.model)) if chosen.pretrained else None
+    dialogues = read_hh() if data == "hh" else read_own(data)
     found = begun(out / RESULT, chosen, Subject(dialogues, text_scorers.described(chosen), model, str(where)))
     if all(name in found["methods"] for name in ("reference", *names)):
         print(f"{out}: nothing is missing", file=sys.stderr)
@@ -52,6 +55,7 @@ def train(settings: Sequence[str], data: str, methods: str, out: Path, device: s
 
     def tell(name: str, metrics: Metrics, seconds: float) -> None:
         found["methods"][name], found["seconds"][name] = metrics, round(seconds, 1)
+        found["seconds"]["prepare"] = round(bench.prepare_seconds, 1)
         found["peak_memory_mb"] = max(found.get("peak_memory_mb", 0), peak_memory_mb(where))
         found.setdefault("logs", {}).update(bench.logs)
         if chosen.seeds == 1:

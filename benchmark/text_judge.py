@@ -63,8 +63,8 @@ class Judge:
         rewards = self.rewards(test, texts)
         replicas = len(self.seeds)
         nothing = torch.zeros(drawn.mask.shape[:-1], device=drawn.mask.device)
-        prompts = (part.expand(replicas, *part.shape) for part in (test.numbers, test.mask))
-        there = reference.log_prob(*prompts, drawn.numbers, drawn.mask)
+        asked, asked_mask = (part.expand(replicas, *part.shape) for part in (test.numbers, test.mask))
+        there = reference.log_prob(asked, asked_mask, drawn.numbers, drawn.mask)
         k1, k3 = sampled_kl(Scored(drawn.log_prob, there, drawn.mask, nothing, nothing))
         words = [[text.split() for text in each] for each in texts]
         own, inside = log_probs(model, held, replicas), held[3]

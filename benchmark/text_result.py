@@ -122,7 +122,20 @@ def table(found: dict[str, Any]) -> str:
                 cell += _interval(values if len(values) > 1 else of_prompts[name], form)
             cells.append(cell)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_clips(found.get("logs", {}))])
+
+
+def _clips(logs: dict[str, dict[str, list[float]]]) -> list[str]:
+    """How soon ratios stand at the upper bound, where any do."""
+    lines = []
+    for name, log in logs.items():
+        count = len(log["update"])
+        if not any(log["at_upper"]):
+            continue
+        places = dict.fromkeys(round(place * (count - 1) / 5) for place in range(6))
+        shares = ", ".join(f"{log['at_upper'][place]:.2f} ({log['update'][place]})" for place in places)
+        lines.append(f"{name}: share of ratios at the upper bound (at update): {shares}")
+    return ["", *lines] if lines else []
 
 
 def _heading(found: dict[str, Any], settings: dict[str, Any], data: dict[str, Any]) -> str:

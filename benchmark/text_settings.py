@@ -26,6 +26,7 @@ class TextSettings:
     clip: float = 0.9
     kl_weight: float = 0.05
     prioritized: bool = True  # responses in proportion to what they weigh; else uniform ones
+    filtered: bool = True  # responses of negative advantage are left out; else they are made less likely
     value: str = "constant"  # the mean of what the reference earns; or head: attention over the prompt, fitted to it
     value_prompts: int = 400
     value_updates: int = 200  # of the head
@@ -58,6 +59,8 @@ class TextSettings:
         for name, known in (("value", VALUES), ("reward", REWARDS), ("tune", TUNINGS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} among {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.prioritized and not self.filtered:
+            raise ValueError("expected prioritized=false with filtered=false: negative advantages have no priority")
         unknown = [name for name in self.scorers if name not in REWARDS]
         if unknown:
             raise ValueError(f"expected also as a comma list of {', '.join(REWARDS)}, got {self.also!r}")

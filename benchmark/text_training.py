@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ class Keep:
     folder: Path
     of: str  # settings and data
     every: int = 10  # updates between checkpoints
+    apart: float = 30.0  # seconds between them at least
     say: Callable[[str], None] = lambda text: None  # hears what has been kept
 
     def of_seed(self, seed: int) -> Keep:
@@ -51,6 +53,10 @@ class Keep:
         checkpoints.save(self.folder / name, update, tensors, facts)
         self.say(f"{name}: {f'{update} updates' if update else 'done'}, kept")
 
+    def forget(self, name: str) -> None:
+        """Removes what was kept under a name."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
 
 @dataclass(frozen=True)
 class Course:
@@ -65,7 +71,7 @@ class Course:
     def made(self) -> Tensor:
         """Updates of each seed, [R]: where advantages count, the share of positive ones of all."""
         made = torch.full((len(self.weight),), self.updates)
-        if self.objective.variant in BY_ADVANTAGE:
+        if self.objective.variant in BY_ADVANTAGE and self.objective.filtered:
             made = ((self.weight > 0).float().mean(-1) * self.updates).long().clamp(min=1)
         return made
 
@@ -83,20 +89,15 @@ def train(
     model: LanguageModel, course: Course, settings: TextSettings, seeds: Sequence[int], keep: Keep | None
 ) -> Trained:
     """Trains a model in place; each seed makes its updates and then stands."""
-    start = time.perf_counter()
     device = course.weight.device
-    optimizer = model.optimizer(settings.lr, settings.max_grad_norm)
+    state = _State(model, model.optimizer(settings.lr, settings.max_grad_norm), len(seeds), device)
     noise = Noise(seeds, f"text/{course.name}", device)
     made = course.made().to(device)
     everyone, last = int(made.min()), int(made.max())
     uniform = not settings.prioritized or course.objective.variant == "nll"
     probability = priority(torch.ones_like(course.weight) if uniform else course.weight)
-    totals = {key: torch.zeros(len(seeds), device=device) for key in _WATCHED}
-    log: Log = {key: [] for key in ("update", *_WATCHED, "log_ratio")}
-    first, earlier = 0, 0.0
-    if keep is not None and (kept := keep.load(course.name)) is not None:
-        first, log, earlier = kept[1]["update"], kept[1]["log"], kept[1]["seconds"]
-        _take_over(kept[0], model, optimizer, totals)
+    first, earlier = state.begin(keep, course.name)
+    start = saved = time.perf_counter()
     if first < last and first % noise.chunk:
         noise.begin_chunk(first - first % noise.chunk)
     for update in range(first, last):
@@ -107,29 +108,56 @@ def train(
         loss, info = sequence_loss(course.scored(model, rows), course.objective)
         moves = update < made
         if update < everyone:
-            optimizer.step(loss)
+            state.optimizer.step(loss)
         else:
-            _step_some(model, optimizer, loss, moves)
-        for key, total in totals.items():
-            total += info[key] * moves / made
+            _step_some(model, state.optimizer, loss, moves)
+        state.watch(info, moves, made)
         if update % max(1, last // _POINTS) == 0:
-            log["update"].append(update + 1)
-            for key in log.keys() - {"update"}:
-                log[key].append(round(float(info[key][moves].mean()), 6))
-        if keep is not None and ((update + 1) % keep.every == 0 or update + 1 == last):
-            state = {f"model/{name}": value for name, value in model.state().items()}
-            state |= {f"optimizer/{name}": value for name, value in optimizer.state_dict().items()}
-            state |= {f"totals/{name}": total for name, total in totals.items()}
-            keep.save(course.name, update + 1, state, log, earlier + time.perf_counter() - start)
-    metrics = {**{key: total.tolist() for key, total in totals.items()}, "updates": made.float().tolist()}
-    return Trained(metrics, log, earlier)
+            state.note(update + 1, info, moves)
+        now = time.perf_counter()
+        if keep is not None and (update + 1 == last or ((update + 1) % keep.every == 0 and now - saved >= keep.apart)):
+            keep.save(course.name, update + 1, state.tensors(), state.log, earlier + now - start)
+            saved = time.perf_counter()
+    metrics = {name: total.tolist() for name, total in state.totals.items()}
+    return Trained({**metrics, "updates": made.float().tolist()}, state.log, earlier)
 
 
-def _take_over(kept: dict[str, Tensor], model: LanguageModel, optimizer: Adam, totals: dict[str, Tensor]) -> None:
-    model.load(checkpoints.part(kept, "model/"))
-    optimizer.load_state_dict(checkpoints.part(kept, "optimizer/"))
-    for name, total in totals.items():
-        total.copy_(kept[f"totals/{name}"])
+class _State:
+    """All that a checkpoint holds: weights, moments, running means and the log."""
+
+    def __init__(self, model: LanguageModel, optimizer: Adam, replicas: int, device: torch.device) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.totals = {name: torch.zeros(replicas, device=device) for name in _WATCHED}
+        self.log: Log = {name: [] for name in ("update", *_WATCHED, "log_ratio")}
+
+    def begin(self, keep: Keep | None, name: str) -> tuple[int, float]:
+        """The update to begin with, and the seconds that those before it took."""
+        kept = None if keep is None else keep.load(name)
+        if kept is None:
+            return 0, 0.0
+        tensors, facts = kept
+        self.model.load(checkpoints.part(tensors, "model/"))
+        self.optimizer.load_state_dict(checkpoints.part(tensors, "optimizer/"))
+        for key, total in self.totals.items():
+            total.copy_(tensors[f"totals/{key}"])
+        self.log = facts["log"]
+        return facts["update"], facts["seconds"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        parts = {"model": self.model.state(), "optimizer": self.optimizer.state_dict(), "totals": self.totals}
+        return {f"{part}/{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
+
+    def watch(self, info: dict[str, Tensor], moves: Tensor, made: Tensor) -> None:
+        """Adds an update to the means over all that are made."""
+        for name, total in self.totals.items():
+            total += info[name] * moves / made
+
+    def note(self, update: int, info: dict[str, Tensor], moves: Tensor) -> None:
+        """Adds an update to the log."""
+        self.log["update"].append(update)
+        for name in (*_WATCHED, "log_ratio"):
+            self.log[name].append(round(float(info[name][moves].mean()), 6))
 
 
 def _step_some(model: LanguageModel, optimizer: Adam, loss: Tensor, moves: Tensor) -> None:

@@ -101,8 +101,9 @@ def test_losses_and_gradients_are_the_cards(variant, clip, expected, rows):
 
 def test_the_unclamped_advantage_and_the_mean_over_kept_rows_are_other_losses():
     scored = common()
-    own, _ = scored.filled()
-    unclamped = -(scored.advantage * own.sum(-1)).mean()
+    unclamped, _ = sequence_loss(scored, Objective("ref_free", filtered=False))
+    (gradient,) = torch.autograd.grad(unclamped, scored.log_prob)
+    torch.testing.assert_close(gradient, t([[-0.15] * 3, [0.025, 0.025, 0.0]]))
     kept, _ = sequence_loss(scored, Objective("ref_free"), rows=1)
     assert (unclamped.item(), kept.item()) == pytest.approx((0.4825, 1.05), abs=1e-6)
     (gradient,) = torch.autograd.grad(kept, scored.log_prob)

@@ -98,6 +98,14 @@ def test_where_advantages_count_their_share_of_the_updates_is_made(bench, measur
         assert measured[name]["updates"] == expected and measured[name]["kept_share"] == pytest.approx(kept)
 
 
+def test_without_the_filter_all_updates_are_made_and_the_reward_rises_too():
+    made = TextBench(replace(TINY, filtered=False, prioritized=False, lr=1e-3), talk(), goodness)
+    found = {}
+    run(made, ["ref_free"], found, lambda name, metrics, seconds: found.__setitem__(name, metrics))
+    assert found["ref_free"]["updates"] == [60, 60]
+    assert min(found["ref_free"]["reward"]) > max(found["reference"]["reward"])
+
+
 def test_one_seed_alone_measures_what_it_does_among_two(measured):
     alone = TextBench(replace(TINY, seeds=1), talk(), goodness)
     found = {}

@@ -105,6 +105,7 @@ def test_settings_of_pretrained_models_that_make_no_sense_are_refused():
         ({"reward": "head"}, "expected model=FOLDER"),
         ({"also": "ridge,taste"}, "expected also as a comma list of vader, ridge, head, got 'ridge,taste'"),
         ({"reference_updates": 0}, "expected reference_updates of at least 1"),
+        ({"filtered": False}, "expected prioritized=false with filtered=false"),
         ({"train_rows": -1}, "expected train_rows of at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
