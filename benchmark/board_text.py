@@ -86,9 +86,7 @@ def _further_lines(texts: Sequence[dict[str, str]]) -> list[str]:
     return [f"| {' | '.join(headings)} |", f"| {' | '.join(rule)} |", *body]
 
 
-def print_table(
-    table: pd.DataFrame, console: Console | None = None, further: Sequence[FurtherTable] = ()
-) -> None:
+def print_table(table: pd.DataFrame, console: Console | None = None, further: Sequence[FurtherTable] = ()) -> None:
     """Print the board to the terminal, one table per task and suite, then the further ones."""
     from rich.console import Console
     from rich.text import Text

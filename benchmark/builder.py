@@ -85,9 +85,7 @@ class Finite:
         return logged_episodes(self.mdp, self.member, self.options, seeds)
 
 
-def load_data(
-    data: dict[str, Any], config: Any, env_options: dict[str, Any], device: str = "cpu"
-) -> Loaded | Finite:
+def load_data(data: dict[str, Any], config: Any, env_options: dict[str, Any], device: str = "cpu") -> Loaded | Finite:
     """Reads or makes the data of a job, corrupts them if asked and applies what the method's configuration asks for.
 
     Args:

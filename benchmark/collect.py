@@ -121,9 +121,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def collect(
-    env_id: str, episodes: int, seed: int, env_options: dict[str, Any] | None = None
-) -> dict[str, np.ndarray]:
+def collect(env_id: str, episodes: int, seed: int, env_options: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
     """Run the scripted behaviour; rows in episode order, float32, as in NeoRL-2's files, with costs if there are any.
 
     An episode depends on `seed + k` only, so more episodes continue the same data set.

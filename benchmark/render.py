@@ -171,9 +171,7 @@ def _gif(frames: Sequence[np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def render_run(
-    name: str, runs: Path, seed: int | None, episode: int, plot: Path | None, animation: Path | None
-) -> int:
+def render_run(name: str, runs: Path, seed: int | None, episode: int, plot: Path | None, animation: Path | None) -> int:
     """Draw one episode of a run's last checkpoint and say where it is.
 
     Args:

@@ -86,7 +86,7 @@ def load(folder: Path, settings: TextSettings, device: torch.device) -> Loaded:
         raise ValueError(f"{folder}: cannot be read as a causal language model ({error}); save it again") from error
     if settings.tune == "lora" and settings.precision == "bfloat16":
         net = net.to(torch.bfloat16)  # nothing of it is trained
-    return Loaded(net.eval().requires_grad_(False).to(device), tokenizer, device)
+    return Loaded(net.train(False).requires_grad_(False).to(device), tokenizer, device)
 
 
 def about(folder: Path) -> dict[str, str]:
