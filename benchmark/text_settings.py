@@ -71,7 +71,7 @@ class TextSettings:
         if self.prompt_words < 2 or self.response_words < 2 or self.vocabulary < 8:
             raise ValueError("expected at least 2 words of prompt and response and a vocabulary of 8")
         if self.model == WORDS and not self.reference_updates:
-            raise ValueError("expected reference_updates of at least 1: a model over words starts from nothing")
+            raise ValueError("expected model=FOLDER, or reference_updates of at least 1: words start from nothing")
 
     @property
     def scorers(self) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ def test_settings_of_pretrained_models_that_make_no_sense_are_refused():
         ({"precision": "int8"}, "expected precision among"),
         ({"reward": "head"}, "expected model=FOLDER"),
         ({"also": "ridge,taste"}, "expected also as a comma list of vader, ridge, head, got 'ridge,taste'"),
-        ({"reference_updates": 0}, "expected reference_updates of at least 1"),
+        ({"reference_updates": 0}, "expected model=FOLDER, or reference_updates of at least 1"),
         ({"filtered": False}, "expected prioritized=false with filtered=false"),
         ({"train_rows": -1}, "expected train_rows of at least 0"),
     ):
