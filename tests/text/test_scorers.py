@@ -53,7 +53,7 @@ def test_a_ridge_learns_which_words_are_stored_as_good():
     pytest.importorskip("sklearn", reason="the extra offon[text] is not installed")
     good, mixed, bad = ridge(talk())(["say a 1"] * 3, ["good good good", "good good bad", "bad bad bad"])
     assert good > 0.9 > mixed > 0.6 > 0.1 > bad
-    assert text_scorers.agreement(ridge(talk()), talk())["pearson"] > 0.95
+    assert text_scorers.agreement(ridge(talk()), talk())["pearson"] > 0.9
 
 
 @pytest.mark.slow
