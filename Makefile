@@ -38,6 +38,7 @@ results: $(VENV)/.installed
 	$(BIN)/offon leaderboard results/hybrid --out results/hybrid/board --check
 	$(BIN)/offon leaderboard results/robust --out results/robust/board --check
 	$(BIN)/offon leaderboard results/safe --out results/safe/board --check
+	$(BIN)/offon leaderboard results/text --out results/text/board --check
 
 install: $(VENV)/.installed
 

@@ -35,6 +35,16 @@ class Spec:
     updates: Mapping[str, int] = field(default_factory=dict)  # gradient updates of each phase
     stats: Mapping[str, Tensor] = field(default_factory=dict)  # obs_mean, obs_std [O], return_min, return_max
     features: Features | None = None  # of a finite linear MDP
+    language: Language | None = None  # of texts, see `offon.algorithms.text_method`
+
+
+@dataclass(frozen=True)
+class Language:
+    """What is known of a task's texts: tokens are numbers, padded to these lengths."""
+
+    tokens: int  # how many different ones there are
+    prompt: int  # longest prompt, padded on the left
+    response: int  # longest response with its end, padded on the right
 
 
 @dataclass(frozen=True)

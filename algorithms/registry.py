@@ -15,12 +15,12 @@ from typing import TypeVar
 from offon.algorithms.interface import Method
 
 ENTRY_POINTS = "offon.algorithms"
-PROTOCOLS = ("offline", "offline_to_online", "hybrid", "on_policy_hybrid", "experiment_design")
+PROTOCOLS = ("offline", "offline_to_online", "hybrid", "on_policy_hybrid", "experiment_design", "text")
 _PACKAGE_FILES = (
     *("bc", "percent_bc", "td3_bc", "iql", "riql", "awac", "cql", "rebrac", "sac", "ro2o", "famo2o", "wsrl", "fisor"),
     *("h2o", "hnpg", "hyq", "moorl", "rlpd", "sac_cost", "a_lol"),
     *("bc_safe", "td3_bc_lag", "bcq_lag", "cpq", "cdt"),
-    *("ftpedel", "lsvi"),
+    *("ftpedel", "lsvi", "text_lol"),
 )
 _METHODS: dict[str, type[Method]] = {}
 _FILES: dict[str, str] = {}  # method name -> sha256 of the file that defines it, for files outside the package

@@ -7,11 +7,7 @@ two machines need not train to the same bits, and their rows are then not mixed.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +20,7 @@ from offon.algorithms.interface import Spec
 from offon.algorithms.noise import CHUNK
 from offon.algorithms.registry import get
 from offon.algorithms.sac import SACN
-from offon.benchmark.files import safetensors_metadata, write_bytes
+from offon.benchmark import kept
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.stepper import Stepper, restore
 from offon.datasets.corruption import ELEMENTS, Corruption, Victim, corrupt, entry
@@ -83,14 +79,14 @@ def corrupted(original: Transitions, options: Mapping[str, Any], device: str = "
     key = _key(original, [asdict(chosen), victim.facts])
     path = cache_folder() / "corrupted" / f"{key}.safetensors"
     names = [ELEMENTS[element] for element in chosen.elements]
-    kept = _read(path, names)
-    if kept is None:
+    known = kept.read(path, names)
+    if known is None:
         _say(f"attacks {chosen.attack} of {original.identity.name} ({chosen.rate:g} of {original.size:,} rows), once")
         found = corrupt(original, chosen, victim)
-        _write(path, {name: getattr(found, name) for name in names})
+        kept.write(path, {name: getattr(found, name) for name in names})
         return found
     noted = original.identity.extended(entry(chosen, victim.facts))
-    return replace(original, **kept, recorded_return=original.behaviour_return, identity=noted)
+    return replace(original, **known, recorded_return=original.behaviour_return, identity=noted)
 
 
 def victim_of(original: Transitions, options: CorruptionOptions, device: str = "cpu") -> Victim:
@@ -108,9 +104,9 @@ def victim_of(original: Transitions, options: CorruptionOptions, device: str = "
         "victim_seed": _SEED,
     }
     path = cache_folder() / "attackers" / f"{_key(original, [recipe, built.version])}.safetensors"
-    kept = _read(path, list(built.state_dict()))
+    known = kept.read(path, list(built.state_dict()))
     try:
-        restore(built, kept or {})
+        restore(built, known or {})
     except ValueError:
         _say(
             f"trains the attacker ({options.attacker}, {options.attacker_updates:,} updates) on "
@@ -118,8 +114,8 @@ def victim_of(original: Transitions, options: CorruptionOptions, device: str = "
         )
         partial = path.with_name(f"{path.stem}-partial.safetensors")
         _train(built, original, options.attacker_updates, device, partial)
-        _write(path, dict(built.state_dict()))
-        _remove(partial)
+        kept.write(path, dict(built.state_dict()))
+        kept.remove(partial)
 
     seen = {
         f"{part}.{name}": tensor
@@ -134,7 +130,7 @@ def victim_of(original: Transitions, options: CorruptionOptions, device: str = "
     def act(obs: Tensor, normal: Tensor) -> Tensor:
         return built.policy.sample(obs[None].to(device), normal[None].to(device))[0][0].to(obs.device)
 
-    return Victim(value, act, (*recipe.items(), ("victim_sha256", _sha256(seen))))
+    return Victim(value, act, (*recipe.items(), ("victim_sha256", kept.sha256_of(seen))))
 
 
 def _untrained(original: Transitions, options: CorruptionOptions, device: str) -> SACN:
@@ -154,62 +150,23 @@ def _train(method: SACN, original: Transitions, updates: int, device: str, parti
     replay = Replay(original, columns_of(method.sources(_PHASE)), device, method.config.discount)
     stepper = Stepper(method, replay, _PHASE, device)
     done, tenth = 0, max(1, updates // 10)
-    kept = _read(partial, [*method.state_dict(), _DONE])
-    if kept is not None:
-        done = int(kept.pop(_DONE))
-        restore(method, kept)
+    known = kept.read(partial, [*method.state_dict(), _DONE])
+    if known is not None:
+        done = int(known.pop(_DONE))
+        restore(method, known)
     for first in range(done, updates, CHUNK):
         stop = min(first + CHUNK, updates)
         totals = stepper.run(first, stop - first)
         if first // tenth < stop // tenth and stop < updates:
-            _write(partial, {**method.state_dict(), _DONE: torch.tensor(stop)})
+            kept.write(partial, {**method.state_dict(), _DONE: torch.tensor(stop)})
             _say(f"attacker: {stop:,} of {updates:,} updates, mean value {float(totals['q']) / (stop - first):.4g}")
     if not all(bool(parameter.isfinite().all()) for parameter in method.parameters()):
-        _remove(partial)
+        kept.remove(partial)
         raise DataError(f"the attacker of {original.identity.name} broke in its training; choose fewer updates")
 
 
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _key(original: Transitions, what: object) -> str:
-    text = json.dumps([_VERSION, original.identity.as_dict(), what], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _read(path: Path, names: list[str]) -> dict[str, Tensor] | None:
-    """The tensors of a file, or None if it is not there, or not as it was written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        data = path.read_bytes()
-        found = load(data)
-        noted = safetensors_metadata(data)
-    except (OSError, SafetensorError, ValueError, KeyError):
-        return None
-    whole = sorted(found) == sorted(names) and noted.get("sha256") == _sha256(found)
-    return found if whole else None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save
-
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        write_bytes(path, save(plain, metadata={"sha256": _sha256(plain)}))
-    except OSError as error:
-        warnings.warn(f"nothing kept in {path.parent} ({error}); set OFFON_CACHE to a folder", stacklevel=2)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # a folder that cannot be written holds nothing to remove
-        path.unlink(missing_ok=True)
+    return kept.key_of(_VERSION, original.identity.as_dict(), what)
 
 
 def _say(text: str) -> None:

@@ -6,25 +6,24 @@ from typing import Any
 
 from offon.benchmark.config import ConfigError
 from offon.benchmark.options import RunOptions
-from offon.benchmark.protocols import PROTOCOLS, Protocol
+from offon.benchmark.protocols import PHASES, PROTOCOLS, Protocol
 from offon.benchmark.tasks import Task
 
 
-def budget_settings(protocol: Protocol, options: RunOptions, task: Task) -> dict[str, Any]:
-    """The part of a job's settings that says so.
+def budget_settings(protocol: Protocol, options: RunOptions, task: Task, config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a job's settings that says so; a method's `config` may say how long its first phase goes on.
 
     Where a task is so slow that its final score has few episodes, evaluations on the way have a fifth of them.
 
     Raises:
         ConfigError: if the environments of a seed do not end a turn where something is due.
     """
-    if protocol.budget == "updates":
-        budget = options.updates
-    else:
-        budget = options.env_steps or protocol.default_budget
-    first: dict[str, Any] = {}
-    if protocol.name == "offline_to_online":
-        first, budget = {"switch": options.updates}, options.updates + budget
+    own: int = getattr(options, protocol.budget) or protocol.default_budget
+    budget, first = own, {}
+    if protocol.name in PHASES:
+        switch = options.updates or PROTOCOLS["offline"].default_budget
+        switch = config["reference_updates"] if protocol.name == "text" else switch
+        first, budget = {"switch": switch}, switch + own
     few = max(1, task.final_episodes // 5)
     exact = protocol.name == "experiment_design"  # values are computed, not estimated from episodes
     found = {
@@ -62,10 +61,14 @@ def _in_turns(protocol: Protocol, options: RunOptions, found: dict[str, Any]) ->
     return {**found, "eval_every": every, "envs_per_seed": count}
 
 
-def limit(protocol: Protocol, settings: dict[str, Any]) -> dict[str, Any]:
+def limit(settings: dict[str, Any]) -> dict[str, Any]:
     """How long a cell's runs went on, and in how many environments at once if not in one, as its identity says it."""
+    protocol = PROTOCOLS[settings["protocol"]]
     budget, switch = settings["updates"], settings.get("switch")
     beside = {"envs_per_seed": settings["envs_per_seed"]} if "envs_per_seed" in settings else {}
-    if switch is not None:
-        return {"updates": {"offline": switch}, protocol.budget: budget - switch, **beside}
-    return {protocol.budget: {protocol.name: budget} if protocol.budget == "updates" else budget, **beside}
+    if switch is None:
+        return {protocol.budget: {protocol.name: budget} if protocol.budget == "updates" else budget, **beside}
+    first, second = PHASES[protocol.name]
+    if protocol.budget == "updates":
+        return {"updates": {first: switch, second: budget - switch}}
+    return {"updates": {first: switch}, protocol.budget: budget - switch, **beside}

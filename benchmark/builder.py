@@ -13,9 +13,11 @@ from offon.algorithms import registry
 from offon.algorithms.interface import Algorithm, Features, Method, OnPolicy, Spec, Swept
 from offon.benchmark.attackers import corrupted
 from offon.benchmark.generated import data_options, is_generated
-from offon.benchmark.protocols import PROTOCOLS
+from offon.benchmark.protocols import PHASES, PROTOCOLS
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.rollout import Policy
+from offon.benchmark.text_data import Texts, is_text, load_texts
+from offon.benchmark.text_reward import ENV, reward_version
 from offon.datasets import selection, transforms
 from offon.datasets.errors import DataError
 from offon.datasets.load import load
@@ -85,7 +87,10 @@ class Finite:
         return logged_episodes(self.mdp, self.member, self.options, seeds)
 
 
-def load_data(data: dict[str, Any], config: Any, env_options: dict[str, Any], device: str = "cpu") -> Loaded | Finite:
+Data = Loaded | Finite | Texts
+
+
+def load_data(data: dict[str, Any], config: Any, env_options: dict[str, Any], device: str = "cpu") -> Data:
     """Reads or makes the data of a job, corrupts them if asked and applies what the method's configuration asks for.
 
     Args:
@@ -97,6 +102,9 @@ def load_data(data: dict[str, Any], config: Any, env_options: dict[str, Any], de
     family, _, member = data["dataset"].partition("/")
     if family == "linear-mdp":
         return _finite(member, data, config, env_options)
+    if is_text(data["dataset"]):
+        _refuse_changes(data, config, "its prompts and responses are words and its rewards a word list's")
+        return load_texts(data["dataset"], data["options"])
     if is_generated(data["dataset"]):
         from offon.benchmark.lock_data import lock_transitions
 
@@ -128,16 +136,20 @@ def _finite(member: str, data: dict[str, Any], config: Any, env_options: dict[st
     from offon.benchmark.linear_data import identity
     from offon.envs.linear_mdp import make_mdp
 
-    if config.normalize_obs or config.reward != "none" or data.get("corruption"):
-        raise DataError(
-            f"{data['dataset']}: its states are numbers and its rewards lie in [0, 1]; leave algorithm.normalize_obs "
-            "and algorithm.reward as they are, and corruption out"
-        )
+    _refuse_changes(data, config, "its states are numbers and its rewards lie in [0, 1]")
     options = data_options(data["dataset"], data["options"])
     return Finite(make_mdp(member, **env_options), options, identity(member, env_options, options), member)
 
 
-def job_data(job: Job) -> Loaded | Finite:
+def _refuse_changes(data: dict[str, Any], config: Any, why: str) -> None:
+    if config.normalize_obs or config.reward != "none" or data.get("corruption"):
+        raise DataError(
+            f"{data['dataset']}: {why}; leave algorithm.normalize_obs and algorithm.reward as they are, and "
+            "corruption out"
+        )
+
+
+def job_data(job: Job) -> Data:
     """The data of a job.
 
     Raises:
@@ -197,6 +209,8 @@ def rules(method: type[Method], env_id: str | None, settings: Mapping[str, Any])
 
 
 def _described(env_id: str, options: dict[str, Any]) -> dict[str, Any]:
+    if env_id.startswith(ENV):
+        return {"id": env_id, "version": reward_version(env_id.removeprefix(ENV))}
     facts: dict[str, Any] = {"id": env_id, "version": envs.env_spec(env_id, **options).version}
     return facts | ({"options": options} if options else {})
 
@@ -226,7 +240,7 @@ def _check_rules(job: Job) -> None:
                 )
 
 
-def assemble(job: Job) -> tuple[Loaded | Finite, Method, Policy]:
+def assemble(job: Job) -> tuple[Data, Method, Policy]:
     """Data, method and policy of a job, before any training.
 
     Raises:
@@ -235,7 +249,7 @@ def assemble(job: Job) -> tuple[Loaded | Finite, Method, Policy]:
     _check_rules(job)
     data = job_data(job)
     method = build_method(job, data)
-    if isinstance(data, Finite):
+    if not isinstance(data, Loaded):
         return data, method, Policy(method, {})
     method.prepare(data.train)
     return data, method, Policy(method, data.moments)
@@ -255,18 +269,20 @@ def replay_for(method: Algorithm | OnPolicy, data: Loaded, phase: str, device: s
     return Replay(data.train, columns, device, discount, failure, weights)
 
 
-def build_method(job: Job, data: Loaded | Finite) -> Method:
+def build_method(job: Job, data: Data) -> Method:
     """The method with one replica per seed; swept fields hold one value per replica."""
     env_id = job.task["env"]
+    acts = env_id is not None and not isinstance(data, Texts)
     spec = Spec(
-        obs_dim=1 if isinstance(data, Finite) else data.train.obs_dim,
-        act_dim=1 if isinstance(data, Finite) else data.train.act_dim,
+        obs_dim=data.train.obs_dim if isinstance(data, Loaded) else 1,
+        act_dim=data.train.act_dim if isinstance(data, Loaded) else 1,
         horizon=job.task["horizon"],
-        action="box" if env_id is None else envs.env_spec(env_id, **job.settings["env_options"]).action,
+        action=envs.env_spec(env_id, **job.settings["env_options"]).action if acts else "box",
         cost_limit=job.data.get("cost_limit"),
         updates=_updates(job.settings),
-        stats={} if isinstance(data, Finite) else data.train.stats(),
+        stats=data.train.stats() if isinstance(data, Loaded) else {},
         features=data.features() if isinstance(data, Finite) else None,
+        language=data.language() if isinstance(data, Texts) else None,
     )
     method = method_class(job.algorithm)
     swept = {name: Swept(r.swept[name] for r in job.replicas) for name in job.replicas[0].swept}
@@ -276,11 +292,12 @@ def build_method(job: Job, data: Loaded | Finite) -> Method:
 def _updates(settings: dict[str, Any]) -> dict[str, int]:
     """How long each phase goes on: updates offline, environment steps online."""
     if "switch" in settings:
-        return {"offline": settings["switch"], "online": settings["updates"] - settings["switch"]}
+        first, second = PHASES[settings["protocol"]]
+        return {first: settings["switch"], second: settings["updates"] - settings["switch"]}
     return {settings["protocol"]: settings["updates"]}
 
 
-def try_out(job: Job, data: Loaded | Finite, replicas: list[Replica]) -> None:
+def try_out(job: Job, data: Data, replicas: list[Replica]) -> None:
     """Builds the method and makes one update, so that what it refuses is an error before anything is written.
 
     Raises:

@@ -172,13 +172,13 @@ def _add_env(commands: Any) -> None:
 
 
 def _add_text(commands: Any) -> None:
-    summary = "train small language models on logged responses with rewards"
+    summary = "train a pre-trained language model on logged responses with rewards; small ones train by `offon run`"
     actions = commands.add_parser("text", help=summary, description=summary).add_subparsers(required=True)
     run = actions.add_parser("run", help="train and judge methods; goes on with what a folder lacks")
     run.add_argument(
         "overrides", nargs="*", metavar="PRESET | KEY=VALUE", help="t0, t1 or t2 first; e.g. seeds=5 model=FOLDER"
     )
-    run.add_argument("--device", help="cpu or cuda (default cpu for words, for a model's folder a GPU if there is one)")
+    run.add_argument("--device", help="cpu or cuda (default a GPU if there is one)")
     run.add_argument("--data", default="hh", help="hh (looked for in OFFON_DATA), or a file of JSON lines")
     run.add_argument("--methods", default="", help="comma list (default all)")
     run.add_argument("--out", type=Path, default=Path("text"), help="results folder (default text)")

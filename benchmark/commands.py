@@ -73,6 +73,7 @@ def run_help(overrides: list[str]) -> int:
     from offon.benchmark.attackers import CorruptionOptions
     from offon.benchmark.config import find_method
     from offon.benchmark.generated import FAMILIES, option_class
+    from offon.benchmark.text_data import TextOptions
     from offon.benchmark.tracks import TRACKS
 
     print("usage: offon run [-m] KEY=VALUE …\n")
@@ -88,6 +89,8 @@ def run_help(overrides: list[str]) -> int:
     for family in FAMILIES:
         print(f"\ntask={family}/…")
         _print_fields("data.", option_class(family))
+    print("\ntask=text/…, and dialogues of your own")
+    _print_fields("data.", TextOptions)
     named = [text.split("=", 1)[1] for text in overrides if text.startswith("algorithm=")]
     methods = [find_method(name)[0] for names in named for name in names.split(",")] or load_all().values()
     for method in methods:
@@ -222,12 +225,15 @@ def check(name: str) -> int:
     """Runs the contract suite on an algorithm."""
     from offon.algorithms.interface import Algorithm
     from offon.algorithms.registry import get
+    from offon.algorithms.text_method import TextMethod
     from offon.benchmark.contract import check as check_contract
 
     outcomes = []
     method = get(name)
-    if not issubclass(method, Algorithm):
-        raise ValueError(f"expected a replay-and-gradient method (a subclass of offon.Algorithm), got {name}")
+    if not issubclass(method, Algorithm | TextMethod):
+        raise ValueError(
+            f"expected a replay-and-gradient or a text method (a subclass of offon.Algorithm or TextMethod), got {name}"
+        )
     for outcome in check_contract(method):
         outcomes.append(outcome)
         print(f"{outcome.state:8}{outcome.name}{': ' + outcome.detail if outcome.detail else ''}", flush=True)

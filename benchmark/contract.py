@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from offon.algorithms.interface import Algorithm, Design, Method, OnPolicy
+from offon.algorithms.text_method import TextMethod
 from offon.benchmark.builder import to_config
-from offon.benchmark.design import DesignStepper
 from offon.benchmark.on_policy import OnPolicyStepper
 from offon.benchmark.options import field_docs
 from offon.benchmark.rollout import Policy
@@ -46,12 +46,14 @@ from offon.benchmark.trial import (
     tiny_config,
 )
 from offon.benchmark.trial_acting import design_trial, on_policy_trial
+from offon.benchmark.trial_text import TextTrial, made_up_texts, text_trial, turned_round
 from offon.benchmark.watch import ContractError, NoRandomDraw, no_host_sync, operations_per_update, watched_updates
 
 OPERATIONS_BUDGET = 400  # per update; each one is a kernel launch on a GPU
 CHAIN_UPDATES = 500
 LOCK_ITERATIONS = 40
 MDP_ROUNDS = 40
+TALK_UPDATES = 50
 
 
 class Outcome(NamedTuple):
@@ -220,7 +222,7 @@ def resume_is_bit_equal(method: type[Method], preset: str | None = None) -> None
     data = save({name: tensor.contiguous() for name, tensor in stopped.method.state_dict().items()})
     resumed = start(method, preset)
     restore(resumed.method, load(data))
-    if isinstance(resumed, DesignStepper):
+    if hasattr(resumed, "set_state"):
         resumed.set_state(stopped.state())
     advance(resumed, 25, 60)
     expect_equal(snapshot(straight.method), snapshot(resumed.method), "a resumed run and one never stopped")
@@ -334,9 +336,40 @@ def a_small_mdp_is_solved(method: type[Method], preset: str | None = None) -> st
     return f"at most {float(gaps.max()):.3f} below the best value"
 
 
+def responding_is_a_function_of_its_inputs(method: type[Method], preset: str | None = None) -> None:
+    """Asked the same, a model says the same and stays as it is; what one replica is asked moves no other."""
+    stepper = start(method, preset)
+    assert isinstance(stepper, TextTrial)
+    advance(stepper, 0, 5)
+    before = snapshot(stepper.method)
+    first, again, odd = (act(stepper.method, "eval", odd=odd) for odd in (False, False, True))
+    expect(torch.equal(first, again), "the same response has two likelihoods")
+    expect(torch.equal(first[OTHERS], odd[OTHERS]), "what one replica is asked moves another")
+    expect(torch.equal(stepper.earned(), stepper.earned()), "asked twice with the same noise, it says something else")
+    expect_equal(before, snapshot(stepper.method), "the state before and after responding")
+
+
+def a_rewarded_word_is_said_more_often(method: type[Method], preset: str | None = None) -> str:
+    """Of two words that are logged equally often every replica comes to prefer the one that is rewarded."""
+    assert issubclass(method, TextMethod)
+    stepper, other = (
+        text_trial(method, tiny_config(method, preset), SEEDS[:2], None, texts, TALK_UPDATES, TALK_UPDATES)
+        for texts in (made_up_texts(), turned_round(made_up_texts()))
+    )
+    for trial in (stepper, other):
+        for update in range(TALK_UPDATES):
+            trial.run(update, 1)
+    if torch.equal(act(stepper.method, "eval"), act(other.method, "eval")):
+        return "rewards are not used"
+    gain = stepper.earned() - (1.0 - other.earned())
+    expect(bool((gain > 0.1).all()), f"a word is said {gain.tolist()} more often if it is rewarded, expected 0.1 more")
+    return f"said {float(gain.min()):.2f} more often"
+
+
 # ---- the list
 
-ALL: tuple[type[Method], ...] = (Algorithm, OnPolicy, Design)
+ALL: tuple[type[Method], ...] = (Algorithm, OnPolicy, Design, TextMethod)
+ACTING: tuple[type[Method], ...] = (Algorithm, OnPolicy, Design)
 
 
 class Property(NamedTuple):
@@ -371,11 +404,13 @@ CONTRACT = (
     Property(resume_is_bit_equal, per_phase=True),
     Property(config_survives_json, per_preset=True),
     Property(every_setting_is_documented),
-    Property(acting_is_a_function_of_its_inputs),
+    Property(acting_is_a_function_of_its_inputs, kinds=ACTING),
     Property(acting_in_two_environments_goes_on_after_a_stop, kinds=(Algorithm,)),
+    Property(responding_is_a_function_of_its_inputs, kinds=(TextMethod,)),
     Property(a_five_state_chain_is_learned, kinds=(Algorithm,)),
     Property(a_short_lock_is_opened_more_often, kinds=(OnPolicy,)),
     Property(a_small_mdp_is_solved, kinds=(Design,)),
+    Property(a_rewarded_word_is_said_more_often, kinds=(TextMethod,)),
 )
 
 

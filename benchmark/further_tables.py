@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from offon.benchmark import hybrid_table, robust, safe, samples
+from offon.benchmark import hybrid_table, robust, safe, samples, text_table
 from offon.benchmark.cells import MIN_SEEDS, Cell
 
 Row = dict[str, Any]
@@ -47,6 +47,7 @@ def further_tables(cells: Sequence[Cell], seed: int = 0, min_seeds: int = MIN_SE
     both = hybrid_table.hybrid(cells, seed, min_seeds)
     corrupted = robust.robust(cells, seed, min_seeds)
     limited = safe.safe(cells, seed, min_seeds)
+    said = text_table.text_rows(cells, seed, min_seeds)
     tables = (
         FurtherTable(
             *("samples", "What acting cost", acting, samples.shown, samples.heading, samples.NARROW, samples.READING)
@@ -63,8 +64,12 @@ def further_tables(cells: Sequence[Cell], seed: int = 0, min_seeds: int = MIN_SE
             *("safe", "Reward under a cost limit", limited, safe.shown, safe.heading),
             *(safe.NARROW, safe.READING, safe.dimmed),
         ),
+        FurtherTable(
+            *("text", "Language models on logged responses", said, text_table.shown, text_table.heading),
+            *(text_table.NARROW, text_table.READING),
+        ),
     )
     return [table for table in tables if len(table.frame)]
 
 
-NAMES = ("samples", "hybrid", "robust", "safe")  # of all such tables
+NAMES = ("samples", "hybrid", "robust", "safe", "text")  # of all such tables

@@ -26,6 +26,11 @@ class LoadedRun:
     """
 
     def __init__(self, job: Job) -> None:
+        if job.settings["protocol"] == "text":
+            raise RecordError(
+                f"{job.folder}: language models do not act; their records say what their responses earn, and samples=8 "
+                "of `offon run` keeps some as text"
+            )
         if set(job.statuses()) == {"failed"}:
             raise RecordError(f"{job.folder}: all replicas failed; nothing to act with (the records say why)")
         found = checkpoints.load_latest(job.folder, with_rows=False)

@@ -19,7 +19,7 @@ class RunOptions:
     track: str = ""  # a grid of settings to run each algorithm on, such as robust; `offon run --help` lists them
     task: str = "offon/dmsd-small"  # what to train on; `offon tasks` lists the names
     protocol: str = ""  # the training loop; empty: the method's first that the task allows
-    dataset: str = ""  # a file of your own (HDF5 or NPZ) instead of a task
+    dataset: str = ""  # a file of your own (HDF5, NPZ, or JSON lines of dialogues) instead of a task
     env: str = ""  # simulator for your own file: an OffOn id or any Gymnasium id; empty: training only
     horizon: int | None = None  # longest episode, where the environment states none
     score_min: float | None = None  # return that counts as 0, for your own file; without it raw returns are shown
@@ -27,12 +27,13 @@ class RunOptions:
     cost_limit: float | None = None  # cost per episode that methods which use one learn for; null: the task's least
     clip_actions: bool = False  # clip logged actions that lie outside [-1, 1] instead of refusing the file
     seeds: Any = 10  # how many (0, 1, 2, …), or a list such as [3,4]
-    updates: int = 100_000  # gradient updates per seed, of protocols that begin with logged data alone
+    updates: int | None = None  # gradient updates per seed on logged data; null: 100,000, of text methods 250
     env_steps: int = 0  # environment steps per seed, of protocols that act; 0: the protocol's own number
     envs_per_seed: int = 1  # environments that each seed acts in at once, under offline_to_online and hybrid
     eval_every: int = 0  # updates or env steps between evaluations; 0: a twentieth of the updates; the protocol's own
     eval_episodes: int = 0  # episodes of such an evaluation, per seed; 0: the protocol's own number (offline: 10)
     final_episodes: int = 0  # episodes of the final score, per seed; 0: the task's own number (mostly 100)
+    samples: int = 0  # responses that are kept as text beside each record of a text method, and shown in the page
     out: str = "runs"  # folder of records, run folders and claims
     workers: int = 0  # processes; 0: one per core (one on a GPU)
     replicas: int = 0  # seeds trained in one program; 0: those of a row are cut into one shard per worker

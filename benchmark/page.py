@@ -21,6 +21,7 @@ from offon.benchmark.cells import Cell, Incident
 from offon.benchmark.further_tables import FurtherTable
 from offon.benchmark.plots import Plot
 from offon.benchmark.records import Record
+from offon.benchmark.text_samples import samples_section
 
 SHOWN = {  # column -> heading
     "rank": "rank",
@@ -72,6 +73,7 @@ def page(
             _table(kinds["published"], PUBLISHED_SHOWN),
         ),
         *(_further(each) for each in further),
+        samples_section(cells),
         *(_figure(plot) for plot in plots),
         "<h2>Where the numbers come from</h2>",
         *(_provenance(cell) for cell in cells),

@@ -14,7 +14,7 @@ from offon.benchmark import device as devices
 from offon.benchmark import seeds as seed_ranges
 from offon.benchmark.attackers import corruption_of_options
 from offon.benchmark.budget import budget_settings, limit
-from offon.benchmark.builder import Finite, Loaded, load_data, rules, to_config, try_out
+from offon.benchmark.builder import Data, Finite, Loaded, load_data, rules, to_config, try_out
 from offon.benchmark.config import Composed, ConfigError, plugin_path, seed_list
 from offon.benchmark.files import set_aside
 from offon.benchmark.generated import is_generated, resolved
@@ -23,9 +23,13 @@ from offon.benchmark.protocols import PROTOCOLS, choose
 from offon.benchmark.records import RecordError, UnknownSchemaError, identity, read_record, record_path
 from offon.benchmark.runs import Job, Replica, list_runs
 from offon.benchmark.tasks import Task, get_task, own_task
+from offon.benchmark.text_data import Texts, is_text, text_options
+from offon.benchmark.text_plan import task_of_texts, text_settings, text_task
 from offon.datasets.catalogue import DATASETS
 from offon.datasets.changes import logged_options
 from offon.datasets.selection import episode_costs
+
+_ASIDE = ("samples",)  # settings that change no number
 
 
 @dataclass
@@ -96,6 +100,7 @@ def _continue_runs(plan: Plan, template: Job, todo: dict[tuple[str, int], Replic
                 data={**job.data, "dataset": template.data["dataset"]},  # files may have moved
                 algorithm={**job.algorithm, "file": template.algorithm["file"]},
                 checkpoint_seconds=template.checkpoint_seconds,
+                settings=job.settings | {name: template.settings[name] for name in _ASIDE if name in job.settings},
             )
             plan.jobs.append(continued)
             further = sorted({seed for _, seed in members - todo.keys()})
@@ -141,8 +146,12 @@ def _task(options: RunOptions) -> Task:
         dataset = options.dataset
         if dataset not in DATASETS:
             dataset = str(Path(dataset).expanduser().resolve())  # a resume may start from another folder
+        if is_text(dataset):
+            return text_task(options, dataset)
         references = (options.score_min, options.score_max, options.cost_limit)
         return own_task(dataset, options.env or None, options.horizon, *references)
+    if is_text(options.task):
+        return text_task(options, "")
     own_only = ("env", "horizon", "score_min", "score_max")
     given = [name for name in own_only if getattr(options, name) != getattr(RunOptions, name)]
     if given:
@@ -150,13 +159,15 @@ def _task(options: RunOptions) -> Task:
     return get_task(options.task)
 
 
-def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | Finite]:
+def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Data]:
     """A job without replicas, and its data."""
     options = composed.options
     task = _task(options)
     env_options = _env_options(task, options)
-    spec = None if task.env is None else envs.require(task.env, **env_options)
-    protocol = choose(options.protocol, composed.method.protocols, protocols_of(spec), composed.label, task.name)
+    has_texts = is_text(task.dataset)
+    spec = None if task.env is None or has_texts else envs.require(task.env, **env_options)
+    allowed = ("text",) if has_texts else protocols_of(spec)
+    protocol = choose(options.protocol, composed.method.protocols, allowed, composed.label, task.name)
     acting: dict[str, Any] = {}
     if protocol.name == "hybrid" and options.dynamics and not is_generated(task.dataset):
         acting = {"acting_options": env_options}
@@ -173,6 +184,8 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
         if isinstance(loaded, Loaded):
             _check_shapes(task, spec, loaded.original)
         task = replace(task, horizon=task.horizon or spec.horizon)
+    if isinstance(loaded, Texts):
+        task = task_of_texts(task, options, loaded)
     if isinstance(loaded, Finite):  # options move the optimum; rounded, since machines differ in the last bits
         task = replace(task, score_max=round(loaded.mdp.optimal_value(), 9))
     transformed = loaded.transformed.as_dict()
@@ -180,9 +193,15 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Loaded | F
         transformed = {**transformed, "name": task.name}
     if is_generated(task.dataset):
         transformed = {**transformed, "options": data["options"]}
+    if isinstance(loaded, Texts):
+        transformed = {**transformed, "options": loaded.described()}
     data["sha256"] = loaded.identity.sha256
     data["identity"] = transformed
-    settings = {**budget_settings(protocol, options, task), "env_options": env_options, **acting}
+    settings = {**budget_settings(protocol, options, task, composed.config), "env_options": env_options, **acting}
+    if isinstance(loaded, Texts):
+        settings = text_settings(settings, options, loaded)
+    elif options.samples:
+        raise ConfigError(f"{task.name} has no texts: leave samples= out")
     report = {
         "score_min": task.score_min,
         "score_max": task.score_max,
@@ -218,9 +237,9 @@ def _cost_limit(task: Task, options: RunOptions, label: str) -> float:
     return task.cost_limits[0]
 
 
-def _cost_report(task: Task, options: RunOptions, loaded: Loaded | Finite) -> dict[str, Any]:
+def _cost_report(task: Task, options: RunOptions, loaded: Data) -> dict[str, Any]:
     """What a record says of costs, where the logged data have any."""
-    logged = None if isinstance(loaded, Finite) else loaded.original
+    logged = loaded.original if isinstance(loaded, Loaded) else None
     if logged is None or logged.cost is None:
         if options.cost_limit is not None:
             raise ConfigError(f"{task.name}: its data have no cost to be limited; leave cost_limit= out")
@@ -238,7 +257,7 @@ def protocols_of(spec: envs.EnvSpec | None) -> tuple[str, ...]:
         return ("offline",)
     if spec.action == "index":
         return ("experiment_design",)
-    return tuple(name for name in PROTOCOLS if name != "experiment_design")
+    return tuple(name for name in PROTOCOLS if name not in ("experiment_design", "text"))
 
 
 def _env_options(task: Task, options: RunOptions) -> dict[str, Any]:
@@ -257,7 +276,7 @@ def _listed(prefix: str, given: dict[str, Any]) -> str:
 
 def _check_options(options: RunOptions) -> None:
     """Looks at the numbers before anything is read or written."""
-    if options.updates < 1:
+    if options.updates is not None and options.updates < 1:
         raise ConfigError(f"expected updates of at least 1, got {options.updates}")
     ranges = (("eval_episodes", 0, seed_ranges.SELECTION), ("final_episodes", 0, seed_ranges.REPORTING))
     for name, least, published in ranges:
@@ -265,7 +284,7 @@ def _check_options(options: RunOptions) -> None:
             raise ConfigError(f"expected {name} of {least} to {len(published)}, got {getattr(options, name)}")
     if options.cost_limit is not None and options.cost_limit < 0:
         raise ConfigError(f"expected cost_limit of 0 or more, got {options.cost_limit}")
-    for name in ("env_steps", "eval_every", "checkpoint_seconds", "workers", "replicas"):
+    for name in ("env_steps", "eval_every", "checkpoint_seconds", "workers", "replicas", "samples"):
         if getattr(options, name) < 0:
             raise ConfigError(f"expected {name} of 0 or more, got {getattr(options, name)}")
     if options.envs_per_seed < 1:
@@ -279,6 +298,8 @@ def _data_options(task: Task, options: RunOptions) -> dict[str, Any]:
     """What the loader must know: whether to clip, and the bounds in which a foreign simulator's actions were logged."""
     if is_generated(task.dataset):
         return resolved(task.dataset, options.data)
+    if is_text(task.dataset):
+        return asdict(text_options(options.data))
     found: dict[str, Any] = {"clip_actions": options.clip_actions} if options.clip_actions else {}
     found |= logged_options(options.data)
     if options.dataset and task.env and task.env.startswith("gymnasium/"):
@@ -310,7 +331,7 @@ def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[
             "final_episodes": settings["final_episodes"],
             "final_first_seed": seed_ranges.REPORTING[0],
         },
-        "protocol": {"name": settings["protocol"], **limit(PROTOCOLS[settings["protocol"]], settings)},
+        "protocol": {"name": settings["protocol"], **limit(settings)},
         **rules(composed.method, job.task["env"], settings),
     }
     if "cost_limit" in job.data:

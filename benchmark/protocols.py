@@ -46,8 +46,11 @@ PROTOCOLS = {
         Protocol("hybrid", "env steps", "env_steps", 150_000, 1000, 10, "hybrid", "HybridTraining", steps_singly=True),
         Protocol("on_policy_hybrid", "env steps", "env_steps", 150_000, 1, 30, "on_policy", "OnPolicyTraining"),
         Protocol("experiment_design", "rounds", "env_steps", 4_000_000, 1, 1, "design", "DesignTraining"),
+        Protocol("text", "updates", "updates", 250, 50, 100, "text_protocol", "TextTraining"),
     )
 }
+
+PHASES = {"offline_to_online": ("offline", "online"), "text": ("reference", "text")}  # of protocols with a switch
 
 
 def choose(asked: str, of_method: Sequence[str], of_task: Sequence[str], label: str, task: str) -> Protocol:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,8 +236,14 @@ def _check_final(result: dict[str, Any], where: Path) -> None:
             raise RecordError(f"{where}: expected {expected} finite final {key}, found {str(values)[:80]}")
 
 
-def write_record(out: Path, result: dict[str, Any], curves: dict[str, np.ndarray], provenance: dict[str, Any]) -> Path:
-    """Writes the record of one replica; it appears whole.
+def write_record(
+    out: Path,
+    result: dict[str, Any],
+    curves: dict[str, np.ndarray],
+    provenance: dict[str, Any],
+    further: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Writes the record of one replica, with further files if there are any; it appears whole.
 
     Raises:
         RecordError: if the result is invalid, or a different record of the same cell and seed exists.
@@ -254,6 +260,7 @@ def write_record(out: Path, result: dict[str, Any], curves: dict[str, np.ndarray
     validate(result, path / RESULT)
     files.remove_leftovers(path.parent, path.name)
     payload = {RESULT: files.to_json(result), CURVES: curve_bytes, PROVENANCE: files.to_json(provenance)}
+    payload |= further or {}
     try:
         files.write_folder(path, payload)
     except FileExistsError:

@@ -17,6 +17,7 @@ from offon.benchmark.cells import MIN_SEEDS, Cell
 from offon.benchmark.hybrid_table import acts_on_logged_data
 from offon.benchmark.progress_metrics import fine_tuning
 from offon.benchmark.row_values import interval, is_missing, mean_of, named, number
+from offon.benchmark.text_table import is_text_cell
 
 COLUMNS = (
     *("kind", "task", "algorithm", "config_id", "seeds", "seeds_expected", "status", "env_steps"),
@@ -51,7 +52,7 @@ def samples(cells: Iterable[Cell], seed: int = 0, min_seeds: int = MIN_SEEDS) ->
     rows = []
     for cell in cells:
         summaries = [cell.records[number].summary for number in cell.seeds]
-        if not summaries or not all(summaries) or acts_on_logged_data(cell):
+        if not summaries or not all(summaries) or acts_on_logged_data(cell) or is_text_cell(cell):
             continue
         if "switch" in summaries[0]:
             facts = _switch(cell, summaries, seed)

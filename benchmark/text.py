@@ -153,7 +153,8 @@ class TextBench:
         if method != "reference":
             model = self.reference.branch("policy")
             seen = self._train(model, method)
-        found, self.rewards[method] = self.judge.judge(model, self.reference, self.test, self.held, self.held_log_prob)
+        judged = self.judge.judge(model, self.reference, self.test, self.held, self.held_log_prob)
+        found, self.rewards[method], _ = judged
         return found | seen
 
     def forget(self, method: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from offon.benchmark import device as devices
 from offon.benchmark import text_models, text_scorers
 from offon.benchmark.files import to_json, write_bytes
-from offon.benchmark.text import METHODS, Bench, InSequence, TextBench, check, run
+from offon.benchmark.text import METHODS, InSequence, TextBench, check, run
 from offon.benchmark.text_result import RESULT, Subject, begun, identity, peak_memory_mb, read, table
 from offon.benchmark.text_settings import PRESETS, TextSettings
 from offon.benchmark.text_training import Keep, Metrics
@@ -27,31 +27,29 @@ UNFINISHED = "unfinished"  # folder of checkpoints; gone when nothing is missing
 def train(settings: Sequence[str], data: str, methods: str, out: Path, device: str | None = None) -> int:
     """Measures the methods that the folder lacks, writing after each."""
     chosen = parse(settings)
+    if not chosen.pretrained:
+        raise ValueError(
+            "models over words train as all methods do: `offon run algorithm=text_lol task=text/hh`, with dataset=FILE "
+            "for your own; here say model=FOLDER, a pre-trained one"
+        )
     names = tuple(methods.split(",")) if methods else METHODS
     check(names)
-    where = torch.device(devices.resolve(device or ("auto" if chosen.pretrained else "cpu")))
-    if where.type != "cpu" and not chosen.pretrained:
-        raise ValueError(f"expected --device=cpu with model=words, got {device}: it is too small for a GPU")
-    model = text_models.about(Path(chosen.model)) if chosen.pretrained else None
+    where = torch.device(devices.resolve(device or "auto"))
+    model = text_models.about(Path(chosen.model))
     dialogues = read_hh() if data == "hh" else read_own(data)
     found = begun(out / RESULT, chosen, Subject(dialogues, text_scorers.described(chosen), model, str(where)))
     if all(name in found["methods"] for name in ("reference", *names)):
         print(f"{out}: nothing is missing", file=sys.stderr)
         return show(out, as_json=False)
-    loaded = text_models.load(Path(chosen.model), chosen, where) if chosen.pretrained else None
+    loaded = text_models.load(Path(chosen.model), chosen, where)
     scorers = text_scorers.made(chosen, dialogues, loaded)
     found["agreement"] = text_scorers.agreements(scorers, dialogues)
     keep = Keep(out / UNFINISHED, identity(found))
-    if chosen.pretrained:  # minutes lie between its updates and the next line
-        keep = replace(keep, say=lambda text: print(text, file=sys.stderr))
-    if loaded is None:
-        first = TextBench(chosen, dialogues, scorers, keep=keep)
-        bench: Bench = first
-    else:
-        each = [(loaded.made(chosen, seed), [seed], keep.of_seed(seed)) for seed in range(chosen.seeds)]
-        benches = [TextBench(chosen, dialogues, scorers, *of_seed) for of_seed in each]
-        first, bench = benches[0], InSequence(benches)
-    found["data"]["sizes"] = first.sizes
+    keep = replace(keep, say=lambda text: print(text, file=sys.stderr))  # minutes lie between its updates
+    each = [(loaded.made(chosen, seed), [seed], keep.of_seed(seed)) for seed in range(chosen.seeds)]
+    benches = [TextBench(chosen, dialogues, scorers, *of_seed) for of_seed in each]
+    bench = InSequence(benches)
+    found["data"]["sizes"] = benches[0].sizes
 
     def tell(name: str, metrics: Metrics, seconds: float) -> None:
         found["methods"][name], found["seconds"][name] = metrics, round(seconds, 1)

@@ -57,8 +57,8 @@ class Judge:
     @torch.no_grad()
     def judge(
         self, model: LanguageModel, reference: LanguageModel, test: Asked, held: Columns, held_reference: Tensor
-    ) -> tuple[Metrics, Tensor]:
-        """Reward, diversity, length and drift, a number for each seed; and the reward of each response [R, N]."""
+    ) -> tuple[Metrics, Tensor, list[list[str]]]:
+        """Reward, diversity, length and drift, a number for each seed; rewards [R, N] of all responses; and these."""
         texts, drawn = self.generate(model, test, "test")
         rewards = self.rewards(test, texts)
         replicas = len(self.seeds)
@@ -82,7 +82,7 @@ class Judge:
         for n in (1, 2, 3):
             found[f"distinct_{n}"] = [distinct(each, n) for each in words]
             found[f"distinct_{n}_of_words"] = [distinct(each, n, by_words=True) for each in words]
-        return found, rewards
+        return found, rewards, texts
 
 
 @torch.no_grad()

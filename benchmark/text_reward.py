@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from offon.datasets.dialogues import Dialogues, Response
 
 Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]  # prompts' last turns, responses -> rewards in [0, 1]
+ENV = "text/"  # what the names of rewards begin with where other tasks name a simulator
+PACKAGES = {"vader": "vaderSentiment", "ridge": "scikit-learn"}  # rewards that need no model, and what gives them
 
 
 def vader() -> Scorer:
@@ -81,3 +84,16 @@ def _lengths(prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
     letters, words = (np.array([len(part) for part in parts], float) for parts in (texts, [t.split() for t in texts]))
     asked = np.array([len(text.split()) for text in prompts], float)
     return np.stack([np.log1p(letters), np.log1p(words), np.log1p(asked), letters / np.maximum(words, 1.0)], 1)
+
+
+def make_scorer(name: str, dialogues: Dialogues) -> Scorer:
+    """The reward of a name, one of PACKAGES; what is fitted is fitted to the dialogues."""
+    return vader() if name == "vader" else ridge(dialogues)
+
+
+def reward_version(name: str) -> str:
+    """The version of the package that gives a reward; empty where it is not installed."""
+    try:
+        return version(PACKAGES[name])
+    except PackageNotFoundError:
+        return ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from offon.algorithms.choices import check_choice
+
 WORDS = "words"  # the model that needs no folder
 VALUES = ("constant", "head")
 REWARDS = ("vader", "ridge", "head")
@@ -59,8 +61,7 @@ class TextSettings:
             if isinstance(number, int) and not isinstance(number, bool) and number < least:
                 raise ValueError(f"expected {name} of at least {least}, got {number}")
         for name, known in (("value", VALUES), ("reward", REWARDS), ("tune", TUNINGS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"expected {name} among {', '.join(known)}, got {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), known)
         if self.prioritized and not self.filtered:
             raise ValueError("expected prioritized=false with filtered=false: negative advantages have no priority")
         unknown = [name for name in self.scorers if name not in REWARDS]

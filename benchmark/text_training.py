@@ -16,6 +16,7 @@ from offon.algorithms.language_model import LanguageModel
 from offon.algorithms.nn import Adam
 from offon.algorithms.noise import Noise
 from offon.algorithms.sequence_losses import BY_ADVANTAGE, Objective, Scored, pick, priority, sequence_loss
+from offon.algorithms.stacked import put_back_
 from offon.benchmark import checkpoints
 from offon.benchmark.text_settings import TextSettings
 
@@ -165,5 +166,4 @@ def _step_some(model: LanguageModel, optimizer: Adam, loss: Tensor, moves: Tenso
     weights = list(model.state().values())
     before = [weight.clone() for weight in weights]
     optimizer.step(loss)
-    for old, new in zip(before, weights, strict=True):
-        torch.where(moves.view(-1, *[1] * (old.dim() - 1)), new, old, out=new)
+    put_back_(weights, before, moves)

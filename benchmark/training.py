@@ -91,6 +91,14 @@ class Training(ABC):
         """Numbers of one replica that only this protocol has; None: nothing is added to the record."""
         return None
 
+    def _attachments(self, index: int) -> dict[str, bytes]:
+        """Files that only this protocol puts beside the record of a replica, by name."""
+        return {}
+
+    def _made(self) -> int:
+        """Progress that took the time of this run."""
+        return self.done
+
     def _state(self) -> dict[str, Tensor]:
         """Tensors of the loop itself that a checkpoint must hold, beside the method's."""
         return {}
@@ -208,7 +216,8 @@ class Training(ABC):
             try:
                 if self._recorded_elsewhere(result):
                     continue
-                write_record(self.job.out, result, self.curves.of_replica(index, result["updates"]), about)
+                curves = self.curves.of_replica(index, result["updates"])
+                write_record(self.job.out, result, curves, about, self._attachments(index))
             except RecordError as error:
                 refused.append(error)
         if refused:
@@ -267,7 +276,7 @@ class Training(ABC):
                 "total": train + self.seconds["evaluate"],
             },
             "cpu_seconds": self.seconds["cpu"],
-            "updates_per_second": self.done / train if train else None,
+            "updates_per_second": self._made() / train if train else None,
             "resumed": int(self.seconds["resumed"]),
         }
 
@@ -285,7 +294,7 @@ class Training(ABC):
             **self.job.about(),
             "updates": self.budget,
             "unit": self.unit,
-            "updates_per_second": self.done / self.seconds["train"] if self.seconds["train"] else None,
+            "updates_per_second": self._made() / self.seconds["train"] if self.seconds["train"] else None,
             "mean_return": mean,
             "score": None if mean is None or low is None else float(normalized_score(mean, low, high)),
         }

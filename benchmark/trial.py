@@ -15,6 +15,7 @@ from torch import Tensor
 from offon import envs
 from offon.algorithms.interface import Algorithm, Design, Method, OnPolicy, Spec
 from offon.algorithms.noise import ActNoise
+from offon.algorithms.text_method import TextMethod
 from offon.benchmark.acting_stepper import ActingStepper, acting_stepper
 from offon.benchmark.builder import prepared
 from offon.benchmark.growing_replay import GrowingReplay
@@ -24,6 +25,7 @@ from offon.benchmark.rollout import first_obs
 from offon.benchmark.stepper import Stepper, snapshot
 from offon.benchmark.synthetic import chain_transitions, random_transitions
 from offon.benchmark.trial_acting import OddRows, design_trial, on_policy_trial
+from offon.benchmark.trial_text import likelihoods, text_trial
 from offon.benchmark.watch import ContractError
 from offon.datasets.transitions import Transitions
 
@@ -73,6 +75,8 @@ def start(
         return on_policy_trial(method, config, seeds, ODD if odd else None)
     if issubclass(method, Design):
         return design_trial(method, config, seeds, ODD if odd else None)
+    if issubclass(method, TextMethod):
+        return text_trial(method, config, seeds, ODD if odd else None)
     assert issubclass(method, Algorithm)
     phase = first_phase(method)
     train = prepared(data or random_transitions(), config, COST_LIMIT).train
@@ -158,6 +162,8 @@ def act(
 ) -> Tensor:
     """Actions [R, 64, A] for random observations, the same for every replica; those of one may be odd.
 
+    Of a text method the log-probabilities of logged responses.
+
     Args:
         method: that acts.
         mode: of `act`.
@@ -165,6 +171,9 @@ def act(
         watch: the context in which it acts.
         odd_rows: in so many last rows every replica sees something else.
     """
+    if isinstance(method, TextMethod):
+        with watch or nullcontext():
+            return likelihoods(method, ODD if odd else None)
     device = next(iter(method.state_dict().values())).device
     rng = torch.Generator().manual_seed(1)
     features = method.spec.features

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offon.algorithms.interface import Algorithm, Design, OnPolicy
+from offon.algorithms.text_method import TextMethod
 from offon.benchmark.stepper import Stepper
 
 _FREE = {"aten::_unsafe_view", "aten::lift_fresh"}  # run nothing, as views do, though the schema does not say so
@@ -20,7 +21,12 @@ _HOST_METHODS = {  # of Tensor; those that run no operation on a CPU but would w
     *("__array__", "__bool__", "__float__", "__format__", "__index__", "__int__", "__repr__"),
     *("cpu", "item", "numpy", "tolist"),
 }
-_LEARNS = {Algorithm: ("update",), OnPolicy: ("iterate",), Design: ("ask", "tell", "answer")}
+_LEARNS = {
+    Algorithm: ("update",),
+    OnPolicy: ("iterate",),
+    Design: ("ask", "tell", "answer"),
+    TextMethod: ("imitate", "update"),
+}
 _FROM_HOST = (torch.tensor, torch.as_tensor, torch.from_numpy)
 
 

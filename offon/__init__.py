@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from offon.algorithms.noise import ActNoise, Noise
     from offon.algorithms.policies import DeterministicPolicy, GaussianPolicy
     from offon.algorithms.registry import register
+    from offon.algorithms.text_method import Responses, TextMethod
     from offon.benchmark.load import load
     from offon.datasets.transitions import Batch, Transitions
     from offon.envs.base import BatchEnv
@@ -49,9 +50,11 @@ _HOMES = {
     "Obs": "offon.algorithms.interface",
     "OnPolicy": "offon.algorithms.interface",
     "Plan": "offon.algorithms.interface",
+    "Responses": "offon.algorithms.text_method",
     "Rollout": "offon.algorithms.interface",
     "Rows": "offon.algorithms.interface",
     "Spec": "offon.algorithms.interface",
+    "TextMethod": "offon.algorithms.text_method",
     "Transitions": "offon.datasets.transitions",
     "load": "offon.benchmark.load",
     "losses": "offon.algorithms",
@@ -74,9 +77,11 @@ __all__ = [
     "Obs",
     "OnPolicy",
     "Plan",
+    "Responses",
     "Rollout",
     "Rows",
     "Spec",
+    "TextMethod",
     "Transitions",
     "load",
     "losses",

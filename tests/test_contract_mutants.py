@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from offon.algorithms.hnpg import TRPO
 from offon.algorithms.losses import mse_loss
 from offon.algorithms.lsvi import PEVI
 from offon.algorithms.nn import MLP
+from offon.algorithms.text_lol import TextLoL
 from offon.benchmark import contract
 from offon.benchmark.contract import CONTRACT, check
 from offon.benchmark.watch import ContractError
@@ -218,6 +219,21 @@ class AnswersTheWorst(PEVI):
         return self.scores(-1.0).argmin(-1)
 
 
+class SpeaksForItsNeighbours(TextLoL):
+    def __init__(self, spec, config, seeds):
+        super().__init__(spec, config, seeds)
+        own = self.policy.log_prob
+        self.policy.log_prob = lambda *asked: own(*asked) + own(*asked).mean(0)
+
+
+class LearnsTheWorse(TextLoL):
+    def row_weights(self, reward, value):
+        return (value - reward).clamp(min=0.0)
+
+    def update(self, batch, noise):
+        return super().update(replace(batch, reward=batch.value, value=batch.reward), noise)
+
+
 @pytest.mark.parametrize(
     "method, promise, sentence",
     [
@@ -257,6 +273,8 @@ class AnswersTheWorst(PEVI):
         (LearnsNothing, "a_five_state_chain_is_learned", "steps too many"),
         (PlaysInVain, "a_short_lock_is_opened_more_often", "after 40 iterations the replicas earn"),
         (AnswersTheWorst, "a_small_mdp_is_solved", "below the best value, expected"),
+        (SpeaksForItsNeighbours, "responding_is_a_function_of_its_inputs", "what one replica is asked moves another"),
+        (LearnsTheWorse, "a_rewarded_word_is_said_more_often", "if it is rewarded, expected 0.1 more"),
     ],
 )
 def test_a_broken_promise_is_caught(method, promise, sentence):

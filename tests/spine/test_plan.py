@@ -133,7 +133,7 @@ def test_a_task_says_how_many_final_episodes_it_has(plan):
     ((_, cell),) = cells(plan("final_episodes=0", "eval_episodes=0")).items()
     assert (cell["evaluation"]["episodes"], cell["evaluation"]["final_episodes"]) == (10, 100)
     options = RunOptions(final_episodes=0, eval_episodes=0)
-    slow = budget_settings(PROTOCOLS["offline"], options, get_task("neorl2/Fusion"))
+    slow = budget_settings(PROTOCOLS["offline"], options, get_task("neorl2/Fusion"), {})
     assert (slow["eval_episodes"], slow["final_episodes"]) == (2, 10)
 
 

@@ -5,16 +5,21 @@ import pytest
 from offon import envs
 from offon.benchmark.generated import is_generated
 from offon.benchmark.tasks import TaskError, get_task, load_tasks, own_task, suite_of
+from offon.benchmark.text_data import TextOptions, is_text
+from offon.benchmark.text_reward import ENV, PACKAGES
 from offon.datasets.catalogue import DATASETS
 
 
 @pytest.mark.parametrize("task", load_tasks().values(), ids=lambda task: task.name)
 def test_a_task_names_known_data_a_known_simulator_and_a_score(task):
-    assert (task.dataset in DATASETS or is_generated(task.dataset)) and task.name.count("/") == 1
+    known = task.dataset in DATASETS or is_generated(task.dataset) or is_text(task.dataset)
+    assert known and task.name.count("/") == 1
     assert task.identity() == {"name": task.name, "version": task.version}
     assert task.score_min < task.score_max and task.score_source and task.version >= 1
     if task.env is None:
         assert "training only" in task.note
+    elif is_text(task.dataset):
+        assert task.env.removeprefix(ENV) in PACKAGES and task.horizon == TextOptions().response_words
     else:
         assert envs.env_spec(task.env).horizon == task.horizon
 
