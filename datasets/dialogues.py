@@ -66,12 +66,13 @@ def read_hh(folder: str | Path | None = None, names: Sequence[str] = tuple(HH_FI
     Raises:
         DataError: if a file is missing, is not the published one, or holds a broken record.
     """
-    responses: list[Response] = []
-    files, skipped = {}, 0
     for name in names:
         if name not in HH_FILES:
             known = ", ".join(HH_FILES)
             raise DataError(f"expected files among {known}, got {name!r}: scores of other models do not mix with these")
+    responses: list[Response] = []
+    files, skipped = {}, 0
+    for name in names:
         path = _find(name, folder)
         files[name] = sha256_of(path)
         if files[name] != HH_FILES[name]:
