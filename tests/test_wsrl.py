@@ -16,11 +16,8 @@ from offon.algorithms.rlpd import actor_loss
 from offon.algorithms.shared_head import best_of_subset, chosen
 from offon.algorithms.squashed import SquashedGaussian, Temperature, temperature_loss
 from offon.algorithms.wsrl import WSRL
-from offon.benchmark.contract import (
-    a_five_state_chain_is_learned,
-    another_replicas_parameters_change_nothing,
-    resume_is_bit_equal,
-)
+from offon.benchmark.contract import another_replicas_parameters_change_nothing, resume_is_bit_equal
+from offon.benchmark.contract_acting import a_five_state_chain_is_learned
 from offon.benchmark.stepper import snapshot
 from offon.benchmark.trial import ONLINE, advance, start
 
