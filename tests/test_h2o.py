@@ -177,6 +177,25 @@ def test_the_classifiers_learn_to_tell_the_sources_apart():
     assert (own.mean(-1) > 1.0).all() and (other.mean(-1) < -1.0).all()
 
 
+def test_where_both_sources_are_alike_but_for_dynamics_weights_fall_with_the_error():
+    config = H2O.Config(**{**H2O.Config.tiny().__dict__, "classifier_rows": 64})
+    stepper = start(H2O, config=config)
+    layout, real = stepper.online.layout, stepper.replay.rows
+    error = 2.0 * real[:, layout["obs"]][:, :1].clamp(min=0.0)  # of a simulator that is right on one side alone
+    simulated = real.clone()
+    simulated[:, layout["next_obs"]] += error
+    rows = stepper.online.rows
+    rows.copy_(simulated.repeat(-(-rows.shape[1] // len(real)), 1)[: rows.shape[1]])
+    for update in range(0, 500, 50):
+        stepper.run(update, 50)
+    pair = real[:, layout["obs"].start : layout["action"].stop].expand(4, -1, -1)
+    found = stepper.method.discriminators.log_ratio(pair, simulated[:, layout["next_obs"]].expand(4, -1, -1))
+    ranks = found.argsort(-1).argsort(-1).double()
+    by_error = error[:, 0].argsort().argsort().double().expand_as(ranks)
+    correlation = torch.stack([torch.corrcoef(torch.stack(each))[0, 1] for each in zip(ranks, by_error, strict=True)])
+    assert (correlation < -0.6).all()
+
+
 def test_darc_sees_the_plain_reward_first():
     late, never = trained(DARC, plain_updates=10)[0], trained(DARC, plain_updates=10_000)[0]
     assert int(late.done) == 20
