@@ -207,12 +207,9 @@ def test_models_over_words_train_by_the_runner(capsys):
 
 def test_the_readmes_table_is_that_of_the_published_board():
     root = Path(__file__).parent.parent
-    board = root / "results/text/board/leaderboard.md"
-    if not board.is_file():
-        pytest.skip("results/text holds no board yet")
-    readme = (root / "README.md").read_text(encoding="utf-8")
+    board, readme = ((root / name).read_text("utf-8") for name in ("results/text/board/leaderboard.md", "README.md"))
     table = readme.split("<!-- text:begin -->")[1].split("<!-- text:end -->")[0].strip()
-    assert len(table.splitlines()) == 2 + 9 and table in board.read_text(encoding="utf-8")
+    assert len(table.splitlines()) == 2 + 9 and table in board
 
 
 def test_a_folder_without_results_or_with_broken_ones_is_named(tmp_path, capsys):
