@@ -100,6 +100,7 @@ class CQL(FineTuning):
             sizes: dict[str, Any] = {**widths, "n_critics": 3, "n_actions": 3}
             return cls(batch_size=16, tau=0.05, policy_lr=3e-3, critic_lr=3e-3, conservative_weight=0.5, **sizes)
 
+    # CORL's fine-tuning also starts from orthogonal weights in every layer; these presets from its offline ones
     _FINETUNE = {"normalize_obs": False, "policy_lr": 1e-4, "max_backup": True, "clip_min": -200.0}
     PRESETS: ClassVar[Mapping[str, Mapping]] = {
         "antmaze": {
@@ -116,7 +117,7 @@ class CQL(FineTuning):
     }
     SWEEPABLE: ClassVar[tuple[str, ...]] = ("discount", "conservative_weight", "target_gap")
     INITS: ClassVar[tuple[str, str]] = ("torch", "orthogonal")  # of policy and critics
-    HEAD: ClassVar[Output] = Output(0.01)  # likewise, of their last layers
+    HEAD: ClassVar[Output | None] = Output(0.01)  # likewise, of their last layers
     config: Config
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
@@ -241,7 +242,7 @@ class CQL(FineTuning):
         return self.policy.act(x.obs, noise, mode)
 
 
-@register("cal_ql", protocols=("offline", "offline_to_online"))
+@register("cal_ql", protocols=("offline", "offline_to_online"), version=2)
 class CalQL(CQL):
     """CQL that does not push values below the Monte-Carlo returns of the data; online half of a batch is logged.
 
@@ -293,6 +294,9 @@ class CalQL(CQL):
         },
     }
     COLUMNS = ("mc_return",)
+    SWEEPABLE = ("conservative_weight", "target_gap")  # returns are summed with one discount for all replicas
+    INITS = ("orthogonal", "orthogonal")  # every layer of both, as in CORL's fine-tuning and in the authors' code
+    HEAD = None
     config: Config
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:

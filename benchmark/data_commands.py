@@ -158,7 +158,9 @@ def collect(what: list[str], out: Path | None) -> int:
         return 0
     name, *rest = what
     try:
-        if name in RECIPES and not rest:
+        if name in RECIPES:
+            if rest:
+                raise ValueError(f"{name} is bundled and made as it was: it takes no options, got {' '.join(rest)}")
             path = out or Path(f"{name}.npz")
             collect_recipe(name, path)
         elif "=" in name:

@@ -190,6 +190,10 @@ def collect_safe(name: str, given: Sequence[str], out: Path | None, progress: st
     recipe = find_recipe(name)
     options = parsed(recipe, given)
     path = out or Path(f"{recipe.name}.hdf5")
+    if path.is_dir():  # before the work, not after it
+        raise ValueError(f"{path}: is a folder; name a file in it")
+    if "," in str(path):
+        raise ValueError(f"{path}: a comma would mean several values to `offon run`; choose another --out")
     runs = path.with_name(f"{path.stem}-runs")
     first = options.seed * _EPISODES_OF_A_SEED
     uniform, _ = collect(CollectOptions("random", recipe.env_id, options.random, first))

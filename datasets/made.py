@@ -6,6 +6,7 @@ Anyone may write such an attribute. It names the data, chooses defaults and is s
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,4 +35,5 @@ def read_made(path: str | Path) -> Made | None:
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         return None
     summary = str(facts.get("summary") or f"in {env}")[:_MOST_CHARACTERS]
-    return Made(env, summary, (returns[0], returns[1]) if len(returns) == 2 and returns[0] < returns[1] else None)
+    stated = len(returns) == 2 and -math.inf < returns[0] < returns[1] < math.inf
+    return Made(env, summary, (returns[0], returns[1]) if stated else None)

@@ -88,6 +88,20 @@ def test_wrong_options_are_named_and_nothing_is_written(tmp_path, given, message
     assert not list(tmp_path.glob("point-robot*"))
 
 
+@pytest.mark.parametrize(("name", "message"), [("", "is a folder; name a file in it"), ("x,y.hdf5", "a comma")])
+def test_where_no_file_can_be_written_nothing_is_trained(tmp_path, monkeypatch, name, message):
+    monkeypatch.setitem(RECIPES, "point-robot", ROBOT)
+    monkeypatch.setattr("offon.benchmark.safe_recipes._train", None)
+    with pytest.raises(ValueError, match=message):
+        collect_safe("point-robot", [], tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bundled_recipe_takes_no_options(capsys):
+    assert cli.main(["data", "collect", "dmsd-small", "episodes=3"]) == cli.USAGE_ERROR
+    assert "dmsd-small is bundled and made as it was: it takes no options" in capsys.readouterr().err
+
+
 def test_a_wrong_name_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'ball-circle'"):
         find_recipe("ball-circel")
@@ -154,6 +168,8 @@ def test_a_collected_file_brings_its_reference_pair_and_the_limits_of_its_enviro
     assert own_task(path, "dsrl/BallRun", None, None, None).score_min is None  # another environment's returns
     assert own_task(path, "dsrl/BallCircle", None, None, None, 7.0).all_limits == (5.0, 7.0, 10.0, 20.0, 40.0)
     assert own_task(path, "neorl2/DMSD", None, None, None, 7.0).all_limits == (7.0,)
+    endless = made_file(tmp_path / "y.hdf5", returns=[float("-inf"), 9.0])
+    assert own_task(endless, "dsrl/BallCircle", None, None, None).score_min is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"env": "x", "returns": ["a", 1]}', "{"])
