@@ -61,7 +61,8 @@ class TextLoL(TextMethod):
         """The share of positive advantages, where they count."""
         if self.config.variant not in BY_ADVANTAGE:
             return super().updates_of(updates, reward, value)
-        return ((reward > value).float().mean(-1) * updates).long().clamp(min=1)
+        above = reward > value
+        return (above.float().mean(-1) * updates).long().clamp(min=1) * above.any(-1)
 
     def update(self, batch: Responses, noise: Noise) -> dict[str, Tensor]:
         """One step on the variant's loss."""

@@ -8,7 +8,6 @@ scored. No text is printed or kept: the data can be offensive, and so can what i
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
@@ -16,16 +15,14 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from offon.algorithms.attention_value import AttentionValue
 from offon.algorithms.language_model import LanguageModel
-from offon.algorithms.nn import Adam
-from offon.algorithms.noise import Noise
 from offon.algorithms.sequence_losses import BY_ADVANTAGE, BY_REWARD, VARIANTS, Objective, Scored
-from offon.benchmark.text_judge import BLOCK, Asked, Columns, Judge, log_probs
+from offon.benchmark.text_judge import Asked, Columns, Judge, log_probs
 from offon.benchmark.text_models import Made, words
 from offon.benchmark.text_reward import Scorer
 from offon.benchmark.text_settings import TextSettings
 from offon.benchmark.text_training import Course, Keep, Log, Metrics, Trained, train
+from offon.benchmark.text_value import OF_HEAD, HeadFit, check_prompts, fit_head
 from offon.datasets.dialogues import Dialogues, Response, for_scorer
 from offon.datasets.errors import DataError
 
@@ -72,6 +69,7 @@ class TextBench:
         self.judge = Judge(self.seeds, self.made.coder, scorers, settings.greedy)
         self.train, self.held = self._columns(logged), self._columns(held)
         self.dev = self._asked(list(asked["dev"])[: settings.value_prompts])
+        check_prompts(settings.value, len(self.dev.last))
         self.test = self._asked(list(asked["test"])[: settings.test_prompts])
         if settings.stored:
             self.reward = torch.tensor([each.reward for each in logged])
@@ -125,7 +123,9 @@ class TextBench:
             return
         asked, earned = self._earned()
         if self.settings.value == "head":
-            self.value = self._fit_head(asked, earned)
+            fit = HeadFit(self.settings.value_updates, self.settings.batch_size, self.settings.value_lr)
+            self.value, *errors = fit_head(self.reference, self.seeds, asked, earned, self.train, fit)
+            self.value_facts |= {name: each.tolist() for name, each in zip(OF_HEAD, errors, strict=True)}
         else:
             self.value = earned.mean(-1, keepdim=True).expand_as(self.value)
         self.value_facts["value"] = self.value.mean(-1).tolist()
@@ -187,37 +187,6 @@ class TextBench:
         else:
             reference = own.detach()
         return Scored(own, reference, mask, self.reward[rows], self.value.gather(1, rows))
-
-    def _fit_head(self, asked: Asked, earned: Tensor) -> Tensor:
-        """Values [R, N] of logged prompts, by a head fitted to four in five of what [R, N] was earned.
-
-        How it errs on the fifth, beside their variance around the mean of the others, is noted.
-        """
-        settings, replicas, width = self.settings, len(self.seeds), self.reference.width
-        device = self.made.device
-        head = AttentionValue(self.seeds, "value", width, heads=math.gcd(8, width)).to(device)
-        optimizer, noise = Adam([head], settings.value_lr).to(device), Noise(self.seeds, "text/head", device)
-        mask = asked.mask.expand(replicas, -1, -1)
-        with torch.no_grad():
-            hidden = self.reference.features(asked.numbers.expand_as(mask), mask)
-        fitted = max(1, earned.shape[1] * 4 // 5)
-        for update in range(settings.value_updates):
-            if update % noise.chunk == 0:
-                noise.begin_chunk(update)
-            noise.begin_update(update % noise.chunk)
-            rows = noise.integers("rows", fitted, settings.batch_size)
-            at = torch.arange(replicas, device=device)[:, None]
-            optimizer.step((head(hidden[at, rows], mask[at, rows], noise) - earned.gather(1, rows)).square().mean(-1))
-        with torch.no_grad():
-            rest = earned[:, fitted:]
-            error = (head(hidden[:, fitted:], mask[:, fitted:]) - rest).square().mean(-1)
-            variance = (earned[:, :fitted].mean(-1, keepdim=True) - rest).square().mean(-1)
-            self.value_facts |= {"value_error": error.tolist(), "value_variance": variance.tolist()}
-            found = []
-            for prompt, inside in zip(self.train[0].split(BLOCK), self.train[1].split(BLOCK), strict=True):
-                inside = inside.expand(replicas, -1, -1)
-                found.append(head(self.reference.features(prompt.expand_as(inside), inside), inside))
-        return torch.cat(found, 1)
 
 
 def evenly(rows: Sequence[_T], count: int) -> list[_T]:

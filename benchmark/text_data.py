@@ -153,6 +153,8 @@ def texts_of(dialogues: Dialogues, name: str, status: str, options: TextOptions,
     if not (logged and all(prompts.values())):
         raise DataError("expected prompts in all of train, dev and test; the data are too few for a split by prompt")
     coder = Vocabulary.of((text for each in logged for text in (each.prompt, each.text)), options.vocabulary)
+    if not coder.words:
+        raise DataError("expected words of the letters a to z, which are all that these models read; found none")
 
     def asked(said: Sequence[str]) -> Asked:
         return Asked(list(said), *coder.prompts([(each,) for each in said], options.prompt_words))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offon.algorithms import registry
 from offon.algorithms.interface import Method
 from offon.algorithms.text_method import TextMethod
 from offon.benchmark import kept
@@ -25,7 +26,7 @@ from offon.benchmark.text_data import Texts, first_of
 from offon.benchmark.text_reward import reward_version
 from offon.benchmark.text_samples import SAMPLES, samples_file
 from offon.benchmark.text_stepper import CHUNK, TextStepper
-from offon.benchmark.text_value import OF_HEAD, VALUE, value_of
+from offon.benchmark.text_value import OF_HEAD, VALUE, check_prompts, value_of
 from offon.benchmark.text_verdict import Verdict, rewards_on, summary_of, verdict_on
 from offon.benchmark.training import Training
 from offon.datasets.hashes import cache_folder
@@ -50,6 +51,7 @@ class TextTraining(Training):
 
     def _begin(self) -> None:
         assert isinstance(self.data, Texts) and self.budget is not None
+        check_prompts(self.method.config.value, min(self.method.config.value_prompts, len(self.data.dev.last)))
         self._last: int = self.budget
         self.stepper = make_stepper(self.job, self.method, self.data, self.job.device)
         self.texts = self.stepper.texts
@@ -67,6 +69,7 @@ class TextTraining(Training):
         assert isinstance(data, Texts)
         known: list[Any] = [data.described(), list(self.method.seeds), job.device, job.matmul, torch.__version__]
         known += [PROTOCOL_VERSION, type(self.method.policy).__qualname__]
+        known.append(registry.file_sha256(self.method.name))  # of a file of one's own, which may learn in another way
         known += [getattr(config, name) for name in _OF_REFERENCE]
         of_value = [reward_version(data.options.reward), *(getattr(config, name) for name in _OF_VALUE)]
         folder = cache_folder() / "text"
@@ -124,6 +127,7 @@ class TextTraining(Training):
                 self._emit({"event": "note", "message": "waits for the run that makes its reference", **self._facts()})
             self._waits = True
             time.sleep(_WAIT_SECONDS)
+            self.seconds["train"] -= _WAIT_SECONDS  # in which it made nothing
             return
         stop = min(self.stepper.switch, (self.done // CHUNK + 1) * CHUNK)
         self._make(stop)

@@ -73,7 +73,8 @@ class Course:
         """Updates of each seed, [R]: where advantages count, the share of positive ones of all."""
         made = torch.full((len(self.weight),), self.updates)
         if self.objective.variant in BY_ADVANTAGE and self.objective.filtered:
-            made = ((self.weight > 0).float().mean(-1) * self.updates).long().clamp(min=1)
+            above = self.weight > 0
+            made = (above.float().mean(-1) * self.updates).long().clamp(min=1) * above.any(-1)
         return made
 
 
@@ -152,7 +153,7 @@ class _State:
     def watch(self, info: dict[str, Tensor], moves: Tensor, made: Tensor) -> None:
         """Adds an update to the means over all that are made."""
         for name, total in self.totals.items():
-            total += info[name] * moves / made
+            total += info[name] * moves / made.clamp(min=1)
 
     def note(self, update: int, info: dict[str, Tensor], moves: Tensor) -> None:
         """Adds an update to the log."""

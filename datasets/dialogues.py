@@ -160,7 +160,13 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _field(where: str, record: dict[str, Any], name: str, kind: type) -> Any:
     found = record.get(name)
     if not isinstance(found, kind) or (kind is list and not found):
-        raise DataError(f"{where}: expected {name!r} as {kind.__name__}, found {found!r:.40}; mend or remove the line")
+        there = type(found).__name__
+        raise DataError(f"{where}: expected {name!r} as {kind.__name__}, found {there}; mend or remove the line")
+    if isinstance(found, str):
+        try:
+            found.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: {name!r} holds half a character ({error.reason}); mend the line") from error
     return found
 
 

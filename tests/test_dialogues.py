@@ -128,6 +128,8 @@ def test_own_lines_are_read_plain_and_gzipped(tmp_path):
         ("[1]", "line 1: expected a JSON object, found list"),
         ('{"prompt": "a", "response": "b"}', "line 1: expected 'reward' as a finite number, found None"),
         ('{"prompt": "a", "response": " ", "reward": 1}', "no record with a response"),
+        ('{"prompt": "a \\ud83d", "response": "b", "reward": 1}', "line 1: 'prompt' holds half a character"),
+        ('{"prompt": ["a"], "response": "b", "reward": 1}', "line 1: expected 'prompt' as str, found list"),
     ],
 )
 def test_own_lines_that_cannot_be_used_are_named(tmp_path, text, message):

@@ -253,13 +253,14 @@ class BreakingText(TextLoL):
 '''
 
 
-def test_a_replica_that_breaks_fails_alone(run, own_registry, tmp_path):
+def test_a_replica_that_breaks_fails_alone(run, own_registry, tmp_path, cache):
     path = tmp_path / "breaking.py"
     path.write_text(PLUGIN, encoding="utf-8")
     found = run(method=path, status=1).by_seed()
     assert found[1].status == "failed" and found[1].result["failure"]["first_update"] == REFERENCE
     assert found[0].status == "finished" and len(found[0].returns) == 6
     assert found[0].returns.tolist() == run(out="sound").by_seed()[0].returns.tolist()
+    assert len(list(cache.glob("reference-*.safetensors"))) == 2  # a file of one's own may learn in another way
 
 
 def test_one_seed_alone_says_what_it_says_among_two(run):
@@ -367,6 +368,21 @@ def test_a_file_with_too_few_prompts_is_refused(offon, tmp_path):
     path.write_text('{"prompt": "a", "response": "b", "reward": 1}')
     done = offon("run", "algorithm=text_lol", f"dataset={path}", f"out={tmp_path / 'out'}")
     assert done.status == 2 and "expected prompts in all of train, dev and test" in done.err
+
+
+def test_a_head_needs_two_prompts_and_says_so_before_anything_is_trained(offon, own, tmp_path, cache):
+    head = ("algorithm.value=head", "algorithm.value_prompts=1")
+    done = offon("run", "algorithm=text_lol", f"dataset={own}", *TINY, *head, f"out={tmp_path / 'out'}")
+    assert done.status and "expected two prompts or more for value=head" in done.err
+    assert not cache.exists()
+
+
+def test_texts_without_a_word_that_the_models_read_are_refused(offon, tmp_path):
+    path = tmp_path / "none.jsonl"
+    rows = [{"prompt": "\u4f60" * (1 + number), "response": "\u597d", "reward": 1} for number in range(120)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    done = offon("run", "algorithm=text_lol", f"dataset={path}", *TINY, f"out={tmp_path / 'out'}")
+    assert done.status == 2 and "expected words of the letters a to z" in done.err
 
 
 def test_a_text_run_is_neither_loaded_nor_evaluated_by_acting(run, offon):
