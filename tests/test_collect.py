@@ -37,8 +37,8 @@ def test_collecting_again_gives_the_shipped_file(name, tmp_path):
     arrays = collect_recipe(name, tmp_path / "again.npz")
     if (tmp_path / "again.npz").read_bytes() == bundled(name).read_bytes():
         return
-    for key, expected in shipped(name).items():  # another zlib, or another rounding
-        np.testing.assert_allclose(arrays[key], expected, rtol=1e-6, atol=1e-6)
+    for key, expected in shipped(name).items():  # another zlib, or sines of another CPU, which a closed loop carries on
+        np.testing.assert_allclose(arrays[key], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -50,10 +50,10 @@ def test_shipped_rows_follow_from_the_simulator(recipe):
     for step in range(int(lengths.max())):
         alive = step < lengths
         rows = starts + step * alive  # of ended episodes any row; they are not looked at
-        assert torch.equal(found[alive], data["obs"][rows][alive])
+        torch.testing.assert_close(found[alive], data["obs"][rows][alive], rtol=1e-6, atol=1e-5)
         result = env.step(data["action"][rows])
         found = result.obs
-        assert torch.equal(found[alive], data["next_obs"][rows][alive])
+        torch.testing.assert_close(found[alive], data["next_obs"][rows][alive], rtol=1e-6, atol=1e-5)
         torch.testing.assert_close(result.reward[alive], data["reward"][rows][alive], rtol=1e-6, atol=1e-6)
         assert torch.equal(result.terminated[alive].float(), data["done"][rows][alive])
         if env.spec.has_cost:
