@@ -160,7 +160,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _field(where: str, record: dict[str, Any], name: str, kind: type) -> Any:
     found = record.get(name)
     if not isinstance(found, kind) or (kind is list and not found):
-        there = type(found).__name__
+        there = "an empty one" if isinstance(found, kind) else type(found).__name__  # what it says is not for messages
         raise DataError(f"{where}: expected {name!r} as {kind.__name__}, found {there}; mend or remove the line")
     if isinstance(found, str):
         try:

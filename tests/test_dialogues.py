@@ -83,7 +83,7 @@ def test_another_file_than_the_published_one_is_refused(hh):
         ({"reward_chosen": None}, "line 2: expected 'reward_chosen' as a finite number, found None"),
         ({"reward_rejected": float("nan")}, "line 2: expected 'reward_rejected' as a finite number, found nan"),
         ({"prompt": []}, r"line 2: expected 'prompt' as list, found \[\]"),
-        ({"chosen": 3}, "line 2: expected 'chosen' as str, found 3"),
+        ({"chosen": 3}, "line 2: expected 'chosen' as str, found int"),
     ],
 )
 def test_a_broken_record_is_named_with_its_line(hh, broken, message):
