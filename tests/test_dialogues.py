@@ -82,7 +82,7 @@ def test_another_file_than_the_published_one_is_refused(hh):
     [
         ({"reward_chosen": None}, "line 2: expected 'reward_chosen' as a finite number, found None"),
         ({"reward_rejected": float("nan")}, "line 2: expected 'reward_rejected' as a finite number, found nan"),
-        ({"prompt": []}, r"line 2: expected 'prompt' as list, found \[\]"),
+        ({"prompt": []}, "line 2: expected 'prompt' as list, found an empty one"),
         ({"chosen": 3}, "line 2: expected 'chosen' as str, found int"),
     ],
 )
