@@ -143,6 +143,11 @@ def priority(weight: Tensor) -> Tensor:
     return positive / positive.sum(-1, keepdim=True).clamp(min=torch.finfo(positive.dtype).tiny)
 
 
+def updates_for(above: Tensor, updates: int) -> Tensor:
+    """Of so many updates the share of rows [..., B] that are above their value, one at least; 0 where none is."""
+    return (above.float().mean(-1) * updates).long().clamp(min=1) * above.any(-1)
+
+
 def pick(probability: Tensor, uniform: Tensor) -> Tensor:
     """Rows [..., n] with replacement: the first whose cumulative sum exceeds the uniform [..., n].
 

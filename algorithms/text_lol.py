@@ -16,7 +16,7 @@ from torch import Tensor
 from offon.algorithms.interface import Spec
 from offon.algorithms.noise import Noise
 from offon.algorithms.registry import register
-from offon.algorithms.sequence_losses import BY_ADVANTAGE, BY_REWARD, Objective, sequence_loss
+from offon.algorithms.sequence_losses import BY_ADVANTAGE, BY_REWARD, Objective, sequence_loss, updates_for
 from offon.algorithms.text_method import TEXT, Responses, TextMethod
 
 
@@ -61,8 +61,7 @@ class TextLoL(TextMethod):
         """The share of positive advantages, where they count."""
         if self.config.variant not in BY_ADVANTAGE:
             return super().updates_of(updates, reward, value)
-        above = reward > value
-        return (above.float().mean(-1) * updates).long().clamp(min=1) * above.any(-1)
+        return updates_for(reward > value, updates)
 
     def update(self, batch: Responses, noise: Noise) -> dict[str, Tensor]:
         """One step on the variant's loss."""

@@ -18,14 +18,13 @@ from offon.algorithms.interface import Algorithm, Method
 from offon.algorithms.noise import CHUNK
 from offon.benchmark.acting import Actors
 from offon.benchmark.builder import Loaded, replay_for, return_rule
+from offon.benchmark.checkpoints import part
 from offon.benchmark.episode_returns import EpisodeReturns
 from offon.benchmark.growing_replay import RETURN, GrowingReplay
 from offon.benchmark.rollout import Policy
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import Stepper
 from offon.datasets.transforms import reward_map
-
-_CURVE_POINTS = 100
 
 
 class ActingStepper:
@@ -120,11 +119,8 @@ class ActingStepper:
 
     def set_state(self, tensors: dict[str, Tensor]) -> None:
         """Puts back what `state` gave."""
-        online, actors = (
-            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            for prefix in ("online/", "actors/")
-        )
-        self.actors.set_state(actors)
+        online = part(tensors, "online/")
+        self.actors.set_state(part(tensors, "actors/"))
         if self.returns is not None:
             online["rows"] = torch.cat((online["rows"], online["open_rows"]), 1)
         self.online.set_state(online)
@@ -175,8 +171,3 @@ def environments_of(job: Job) -> int:
 def look_every(environments: int) -> int:
     """Environment steps between looks at metrics: whole turns, about as many as there are updates in a chunk."""
     return -(-CHUNK // environments) * environments
-
-
-def log_every(budget: int, looks: int) -> int:
-    """Steps between points of the curves of metrics: about a hundred points, each where somebody looks."""
-    return max(looks, -(-budget // (looks * _CURVE_POINTS)) * looks)

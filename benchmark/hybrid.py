@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from offon.algorithms.interface import Method
-from offon.benchmark.acting_stepper import ActingStepper, environments_of, log_every, look_every, stepper_of
+from offon.benchmark.acting_stepper import ActingStepper, environments_of, look_every, stepper_of
 from offon.benchmark.builder import Loaded
+from offon.benchmark.curves import log_every
 from offon.benchmark.evaluator import Evaluation
 from offon.benchmark.progress_metrics import success_facts
 from offon.benchmark.runs import Job

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from offon.algorithms.interface import Algorithm, Method
 from offon.benchmark.builder import Loaded, replay_for
+from offon.benchmark.curves import log_every
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import Stepper, snapshot
 from offon.benchmark.training import Training
 
 PHASE = "offline"
-_CURVE_POINTS = 100  # of training metrics, over a run
+_CHUNK = 50  # updates between looks at metrics, at most
 
 
 def make_stepper(job: Job, method: Method, data: Loaded, device: str) -> Stepper:
@@ -26,7 +27,7 @@ class OfflineTraining(Training):
         assert isinstance(self.data, Loaded) and self.budget is not None
         self._last: int = self.budget
         self.stepper = make_stepper(self.job, self.method, self.data, self.job.device)
-        self._log_every = max(50, -(-self._last // (50 * _CURVE_POINTS)) * 50)
+        self._log_every = log_every(self._last, _CHUNK)
 
     def _chunk(self) -> None:
         """Up to 50 updates, then the check for non-finite replicas; those are put back and kept as they were."""

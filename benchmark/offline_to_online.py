@@ -16,8 +16,9 @@ from torch import Tensor
 
 from offon.algorithms.interface import Algorithm, Method
 from offon.benchmark import offline
-from offon.benchmark.acting_stepper import ActingStepper, environments_of, log_every, look_every, stepper_of
+from offon.benchmark.acting_stepper import ActingStepper, environments_of, look_every, stepper_of
 from offon.benchmark.builder import Loaded
+from offon.benchmark.curves import log_every
 from offon.benchmark.evaluator import Evaluation
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import Stepper, snapshot

@@ -23,8 +23,7 @@ from offon.benchmark.text_reward import Scorer
 from offon.benchmark.text_settings import TextSettings
 from offon.benchmark.text_training import Course, Keep, Log, Metrics, Trained, train
 from offon.benchmark.text_value import OF_HEAD, HeadFit, check_prompts, fit_head
-from offon.datasets.dialogues import Dialogues, Response, for_scorer
-from offon.datasets.errors import DataError
+from offon.datasets.dialogues import Dialogues, Response, check_parts, for_scorer
 
 METHODS = VARIANTS
 _T = TypeVar("_T")
@@ -58,10 +57,7 @@ class TextBench:
         if "head" in settings.scorers:
             logged = [each for each in logged if not for_scorer(each.prompt)]
         asked = {part: dict.fromkeys(map(self._turns, dialogues.of(part))) for part in ("dev", "test")}
-        if not (logged and all(asked.values())):
-            raise DataError(
-                "expected prompts in all of train, dev and test; the data are too few for a split by prompt"
-            )
+        check_parts(logged, *asked.values())
         logged, held = evenly(logged, settings.train_rows), evenly(held, settings.held_rows)
         self.made = words(settings, self.seeds, logged) if made is None else made
         self.reference: LanguageModel = self.made.model

@@ -6,11 +6,10 @@ to its length and without unknown words.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from offon.algorithms.interface import Language
 from offon.benchmark.text_judge import Asked, Columns
 from offon.benchmark.text_reward import PACKAGES, Scorer, make_scorer
 from offon.benchmark.words import Vocabulary
-from offon.datasets.dialogues import Dialogues, Response, read_hh, read_own
+from offon.datasets.dialogues import Dialogues, Response, check_parts, read_hh, read_own
 from offon.datasets.errors import DataError
+from offon.datasets.options import typed
 from offon.datasets.transitions import DataIdentity
 
 HH = "text/hh"
@@ -59,15 +59,7 @@ def text_options(given: Mapping[str, Any]) -> TextOptions:
     Raises:
         DataError: names an option that there is not, or a value of another type.
     """
-    defaults = {entry.name: entry.default for entry in fields(TextOptions)}
-    for name, value in given.items():
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, 1)
-            hint = f"; did you mean data.{near[0]}?" if near else "."
-            raise DataError(f"texts have no option data.{name}{hint} There are: {', '.join(defaults)}")
-        if type(value) is not type(defaults[name]):
-            raise DataError(f"expected data.{name} of type {type(defaults[name]).__name__}, got {value!r}")
-    return TextOptions(**given)
+    return TextOptions(**typed(TextOptions, given, "data.", "texts have"))
 
 
 @dataclass(frozen=True)
@@ -150,8 +142,7 @@ def texts_of(dialogues: Dialogues, name: str, status: str, options: TextOptions,
     """
     logged, held = dialogues.of("train"), dialogues.of("dev")
     prompts = {part: dialogues.prompts(part) for part in ("dev", "test")}
-    if not (logged and all(prompts.values())):
-        raise DataError("expected prompts in all of train, dev and test; the data are too few for a split by prompt")
+    check_parts(logged, *prompts.values())
     coder = Vocabulary.of((text for each in logged for text in (each.prompt, each.text)), options.vocabulary)
     if not coder.words:
         raise DataError("expected words of the letters a to z, which are all that these models read; found none")

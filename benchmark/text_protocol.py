@@ -173,10 +173,6 @@ class TextTraining(Training):
         self._took(start, cpu)
         return self._judged.final
 
-    def _took(self, start: float, cpu: float) -> None:
-        self.seconds["evaluate"] += time.perf_counter() - start
-        self.seconds["cpu"] += time.process_time() - cpu
-
     def _summary(self, index: int, final: Evaluation | None) -> dict[str, Any] | None:
         assert self._judged is not None and self.stepper.course is not None
         return summary_of(self.stepper.course, self.texts.reward, self._judged, index)

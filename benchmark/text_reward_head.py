@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from offon.benchmark.text_judge import BLOCK
 from offon.benchmark.text_models import Made
 from offon.benchmark.text_reward import Scorer, logits
 from offon.benchmark.text_settings import TextSettings
@@ -42,7 +43,7 @@ def _features(settings: TextSettings, made: Made, prompts: Sequence[str], texts:
     asked, inside = made.coder.prompts([[prompt] for prompt in prompts], settings.prompt_words)
     answer, mask = made.coder.responses(texts, settings.response_words)
     found = []
-    for parts in zip(*(part.split(256) for part in (asked, inside, answer, mask)), strict=True):
+    for parts in zip(*(part.split(BLOCK) for part in (asked, inside, answer, mask)), strict=True):
         prompt, before, response, of = (part.to(made.device) for part in parts)
         hidden = made.model.features(torch.cat((prompt, response), 1)[None], torch.cat((before, of), 1)[None])[0]
         hidden = hidden[:, prompt.shape[1] :]

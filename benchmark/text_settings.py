@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from offon.algorithms.choices import check_choice
+from offon.algorithms.text_method import VALUES
 
 WORDS = "words"  # the model that needs no folder
-VALUES = ("constant", "head")
 REWARDS = ("vader", "ridge", "head")
 TUNINGS = ("lora", "full")
 PRECISIONS = ("float32", "bfloat16")
@@ -118,8 +118,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stored": True,
     },
 }
-
-
-def preset(name: str, **changes: Any) -> TextSettings:
-    """A named setting, with changes."""
-    return TextSettings(**{**PRESETS[name], **changes})

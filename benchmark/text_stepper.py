@@ -12,6 +12,8 @@ from offon.algorithms.noise import Noise
 from offon.algorithms.sequence_losses import pick, priority
 from offon.algorithms.stacked import put_back_
 from offon.algorithms.text_method import REFERENCE, TEXT, Responses, TextMethod
+from offon.benchmark.checkpoints import part
+from offon.benchmark.stepper import restore, snapshot
 from offon.benchmark.text_data import Texts
 from offon.benchmark.text_judge import log_probs
 from offon.benchmark.text_value import VALUE, value_of
@@ -100,19 +102,17 @@ class TextStepper:
         sums = {f"sum/{name}": value for name, value in self.course.sums.items()}
         return {VALUE: self.course.value, "made": self.course.made, **facts, **sums}
 
-    def set_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def set_state(self, tensors: dict[str, Tensor]) -> None:
         """Puts back what `state` gave; the method's own state stands already."""
         if not tensors:
             return
-        state = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
-        found = {VALUE: tensors[VALUE]} | _under("fact/", tensors)
+        state = snapshot(self.method)
+        found = {VALUE: tensors[VALUE]} | part(tensors, "fact/")
         self.method.begin(TEXT)
-        with torch.no_grad():
-            for name, tensor in self.method.state_dict().items():
-                tensor.copy_(state[name])
+        restore(self.method, state)
         self._set_course(found, tensors["made"])
         assert self.course is not None
-        self.course.sums = {name: sum_.to(self.course.value.device) for name, sum_ in _under("sum/", tensors).items()}
+        self.course.sums = {name: sum_.to(self.course.value.device) for name, sum_ in part(tensors, "sum/").items()}
 
     # ---- updates
 
@@ -160,8 +160,3 @@ class TextStepper:
         few = TextStepper(self.method, self.texts.few(), 0, 1, str(self.texts.reward.device))
         few.go_on({VALUE: torch.zeros(self.method.replicas, len(few.texts.reward))})
         return few.run(0, 1)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-

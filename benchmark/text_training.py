@@ -15,7 +15,7 @@ from torch import Tensor
 from offon.algorithms.language_model import LanguageModel
 from offon.algorithms.nn import Adam
 from offon.algorithms.noise import Noise
-from offon.algorithms.sequence_losses import BY_ADVANTAGE, Objective, Scored, pick, priority, sequence_loss
+from offon.algorithms.sequence_losses import BY_ADVANTAGE, Objective, Scored, pick, priority, sequence_loss, updates_for
 from offon.algorithms.stacked import put_back_
 from offon.benchmark import checkpoints
 from offon.benchmark.text_settings import TextSettings
@@ -73,8 +73,7 @@ class Course:
         """Updates of each seed, [R]: where advantages count, the share of positive ones of all."""
         made = torch.full((len(self.weight),), self.updates)
         if self.objective.variant in BY_ADVANTAGE and self.objective.filtered:
-            above = self.weight > 0
-            made = (above.float().mean(-1) * self.updates).long().clamp(min=1) * above.any(-1)
+            made = updates_for(self.weight > 0, self.updates)
         return made
 
 

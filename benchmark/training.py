@@ -166,9 +166,13 @@ class Training(ABC):
             env_id, options = self.job.task["env"], self.settings["env_options"]
             self._evaluator = Evaluator(self.policy, env_id, self.job.device, options)
         found = self._evaluator.evaluate(chosen, mode)
+        self._took(start, cpu)
+        return found
+
+    def _took(self, start: float, cpu: float) -> None:
+        """Counts an evaluation that began at these readings of the clocks."""
         self.seconds["evaluate"] += time.perf_counter() - start
         self.seconds["cpu"] += time.process_time() - cpu
-        return found
 
     # ---- checkpoints
 

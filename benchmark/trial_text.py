@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -86,7 +86,7 @@ class TextTrial:
         """What stands beside the method's own state."""
         return self._inner.state()
 
-    def set_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def set_state(self, tensors: dict[str, Tensor]) -> None:
         """Puts it back."""
         self._inner.set_state(tensors)
 

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,16 @@ class Dialogues:
     def prompts(self, part: str) -> list[str]:
         """What the users of one part said, each once, in the order of the files."""
         return list(dict.fromkeys(response.prompt for response in self.of(part)))
+
+
+def check_parts(*parts: Collection[object]) -> None:
+    """Refuse data of which a part, responses of train or prompts of dev and test, is empty.
+
+    Raises:
+        DataError: if one is.
+    """
+    if not all(parts):
+        raise DataError("expected prompts in all of train, dev and test; the data are too few for a split by prompt")
 
 
 def read_hh(folder: str | Path | None = None, names: Sequence[str] = tuple(HH_FILES)) -> Dialogues:

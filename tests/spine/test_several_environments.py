@@ -14,8 +14,9 @@ from offon.algorithms.rlpd import RLPD
 from offon.algorithms.wsrl import WSRL
 from offon.benchmark import checkpoints, seeds
 from offon.benchmark.acting import Actors
-from offon.benchmark.acting_stepper import acting_stepper, log_every, look_every
+from offon.benchmark.acting_stepper import acting_stepper, look_every
 from offon.benchmark.builder import prepared
+from offon.benchmark.curves import log_every
 from offon.benchmark.names import suffixes, variant
 from offon.benchmark.rollout import Policy
 from offon.benchmark.synthetic import random_transitions
