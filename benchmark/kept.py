@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from offon.benchmark.files import safetensors_metadata, write_bytes
@@ -66,22 +67,30 @@ class Making:
     """The right to make what stands at a path: held by one process, dropped with it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_suffix(".lock")
-        self._lock = FileLock(self._path)
+        self._path, self._descriptor = path.with_suffix(".lock"), -1
 
     def take(self) -> bool:
         """Whether this process may make it now; where no lock can be had, everybody may."""
-        if self._lock.is_locked:
+        if self._descriptor >= 0:
             return True
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            return False
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
             return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return True
+        self._descriptor = descriptor
         return True
 
     def release(self) -> None:
         """Gives it back."""
-        self._lock.release()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
