@@ -14,7 +14,7 @@ from offon.benchmark.builder import job_data, load_data
 from offon.benchmark.config import expand
 from offon.benchmark.plan import make_plan
 from offon.benchmark.synthetic import random_transitions
-from offon.datasets.corruption import Corruption, corrupt, corruption_of, describe
+from offon.datasets.corruption import ELEMENTS, Corruption, corrupt, corruption_of, describe
 from offon.datasets.errors import DataError
 from offon.datasets.load import load
 from offon.datasets.transitions import DataIdentity
@@ -262,3 +262,37 @@ def test_an_attacker_that_breaks_is_no_attacker(own_cache):
 def test_options_have_their_types():
     assert corruption_of_options({"attack": "obs", "scale": 2}).scale == 2.0
     assert corruption_of_options({}) == CorruptionOptions()
+
+
+# ---- what an attack does
+
+
+@pytest.fixture(scope="module")
+def attacked_critics(tmp_path_factory):
+    """Critics that have learned for a while, two of width 32; younger ones have no shape to attack yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OFFON_CACHE", str(tmp_path_factory.mktemp("cache")))
+        sizes = {"attacker_updates": 3000, "attacker_critics": 2, "attacker_width": 32}
+        chosen = CorruptionOptions("obs", "adversarial", attacker="sac_n", **sizes)
+        return attackers.victim_of(load("offon/dmsd-small"), chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack, times", [("obs", 2.0), ("action", 1.05), ("dynamics", 1.4)])
+def test_an_attack_raises_the_loss_of_trained_critics_more_than_chance_of_equal_norm(attacked_critics, attack, times):
+    data, generator = load("offon/dmsd-small"), torch.Generator().manual_seed(0)
+    noise = torch.randn(data.action.shape, generator=generator)
+
+    def loss(each):
+        following = attacked_critics.value(each.next_obs, attacked_critics.act(each.next_obs, noise))
+        target = each.reward + 0.99 * (1.0 - each.terminated) * following
+        return float((attacked_critics.value(each.obs, each.action) - target).square().mean())
+
+    attacked = corrupt(data, Corruption(attack, "adversarial"), attacked_critics)
+    column = ELEMENTS[attack]
+    change = getattr(attacked, column) - getattr(data, column)
+    sign = torch.randint(0, 2, change.shape, generator=generator) * 2.0 - 1.0
+    chance = replace(data, **{column: getattr(data, column) + sign * change})
+    with torch.no_grad():
+        assert loss(attacked) > times * loss(chance)
+        assert loss(attacked) > times * loss(data)
