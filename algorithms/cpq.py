@@ -18,7 +18,7 @@ from torch import Tensor
 from offon.algorithms.action_vae import ActionVAE, latent_kl
 from offon.algorithms.cost_limit import limit_of, where_cut
 from offon.algorithms.interface import Algorithm, Obs, Rows, Spec
-from offon.algorithms.losses import critic_loss, td_target
+from offon.algorithms.losses import critic_loss, quantile, td_target
 from offon.algorithms.nn import MLP, Adam, ema_
 from offon.algorithms.noise import ActNoise, Noise
 from offon.algorithms.registry import register
@@ -34,9 +34,9 @@ def within(value: Tensor, cost: Tensor, limit: Tensor) -> Tensor:
     return torch.where(cost <= limit, value, 0.0)
 
 
-def unlikely_cost(kl: Tensor, q_cost: Tensor, quantile: float) -> Tensor:
+def unlikely_cost(kl: Tensor, q_cost: Tensor, level: float) -> Tensor:
     """Mean over N actions of the costs of the most unlikely ones, zeros counting: [R, N, B] twice -> [R, B]."""
-    bound = torch.quantile(kl.flatten(1), quantile, dim=1)[:, None, None]
+    bound = quantile(kl.flatten(1), level, 1)[:, None, None]
     return torch.where(kl >= bound, q_cost, 0.0).mean(1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,3 +48,12 @@ def soft_target(
     """R + discount (1 - terminated) (Q(s', a') - temperature log pi(a'|s')), [R, B]; None: without the entropy."""
     value = next_q if temperature is None else next_q - temperature * next_log_prob
     return torch.addcmul(reward, discount * (1.0 - terminated), value)
+
+
+def quantile(x: Tensor, level: float, dim: int) -> Tensor:
+    """A quantile along one dimension, with linear interpolation; for torch's own (2.11) the host looks at the level."""
+    ordered = x.sort(dim).values
+    place = level * (x.shape[dim] - 1)
+    below = math.floor(place)
+    above = min(below + 1, x.shape[dim] - 1)
+    return torch.lerp(ordered.select(dim, below), ordered.select(dim, above), place - below)

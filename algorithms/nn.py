@@ -28,6 +28,14 @@ def dropped(x: Tensor, rate: float, noise: Noise | None, name: str) -> Tensor:
     return x * (noise.keep(name, 1.0 - rate, *x.shape[1:]) / (1.0 - rate))
 
 
+def _cut_normal_(weight: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Normals cut at two standard deviations; those beyond are drawn again. Torch's own draws depend on its version."""
+    weight.normal_(0.0, std, generator=generator)
+    while (beyond := weight.abs() > 2.0 * std).any():
+        weight.copy_(torch.where(beyond, torch.empty_like(weight).normal_(0.0, std, generator=generator), weight))
+    return weight
+
+
 def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
     weight = torch.empty(fan_in, fan_out)
     if init == "torch":  # torch.nn.Linear's default: U(+-1/sqrt(fan_in)) for weights and biases
@@ -39,7 +47,7 @@ def _init_weight(init: str, fan_in: int, fan_out: int, generator: torch.Generato
         return torch.nn.init.xavier_uniform_(weight, generator=generator)
     if init == "lecun":  # flax's default: normal of variance 1 / fan_in, cut at two standard deviations, biases zero
         std = 1.0 / math.sqrt(fan_in) / _CUT_NORMAL_STD
-        return torch.nn.init.trunc_normal_(weight, 0.0, std, -2.0 * std, 2.0 * std, generator=generator)
+        return _cut_normal_(weight, std, generator)
     if init in ("tenth", "tenth_fan_out"):  # like torch's, biases 0.1; EDAC's critics take the wrong fan
         bound = 1.0 / math.sqrt(fan_in if init == "tenth" else fan_out)
         return weight.uniform_(-bound, bound, generator=generator)

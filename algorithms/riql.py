@@ -7,7 +7,6 @@ replica axis R; replicas never interact.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from offon.algorithms.iql import IQL
+from offon.algorithms.losses import quantile
 from offon.algorithms.nn import MLP, Output
 from offon.algorithms.registry import register
 from offon.datasets.transitions import Batch
@@ -27,15 +27,6 @@ def huber(error: Tensor, sigma: Tensor) -> Tensor:
     size = error.abs()
     inside = torch.minimum(size, bend)
     return inside * (size - 0.5 * inside) / bend
-
-
-def lower_quantile(q: Tensor, level: float) -> Tensor:
-    """A quantile over E critics with linear interpolation: [R, E, B] -> [R, B]."""
-    ordered = q.sort(1).values
-    place = level * (q.shape[1] - 1)
-    below = math.floor(place)
-    above = min(below + 1, q.shape[1] - 1)
-    return torch.lerp(ordered[:, below], ordered[:, above], place - below)
 
 
 @register("riql", protocols=("offline",))
@@ -100,7 +91,7 @@ class RIQL(IQL):
 
     def pooled(self, target_q: Tensor) -> Tensor:
         """A low quantile: cautious where the critics differ, but not ruled by the worst of them."""
-        return lower_quantile(target_q, self.config.quantile)
+        return quantile(target_q, self.config.quantile, 1)
 
     def critic_target(self, data: Batch, next_v: Tensor) -> Tensor:
         """IQL's target, clipped if asked."""

@@ -386,8 +386,8 @@ def test_the_counts_of_the_reference_table_are_the_cards(real_table):
 
 
 @torch.no_grad()
-def test_the_actions_of_few_episodes_are_those_among_many_to_the_bit():
-    """At the published width, where kernels differ between sizes that are no multiples of 64."""
+def test_the_actions_of_few_episodes_are_those_among_many():
+    """At the published width. To the bit with torch 2.13 on a CPU; other versions choose kernels by size."""
     config = FISOR.Config()
     method = FISOR(Spec(11, 3, cost_limit=0.0, horizon=100), config, (0,))
     assert method.rows_per_obs == config.candidates == 16
@@ -396,4 +396,5 @@ def test_the_actions_of_few_episodes_are_those_among_many_to_the_bit():
     normals = torch.randn(1, 64, config.diffusion_steps, config.candidates, 3, generator=generator)
     many = method.choose(obs, normals)
     for few in (4, 20):
-        assert torch.equal(method.choose(obs[:, :few], normals[:, :few]), many[:, :few])
+        found = method.choose(obs[:, :few], normals[:, :few])
+        torch.testing.assert_close(found, many[:, :few], rtol=0.0, atol=1e-5 if torch.__version__ < "2.13" else 0.0)

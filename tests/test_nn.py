@@ -139,6 +139,17 @@ def test_an_unknown_init_is_refused():
         MLP((0,), "net", (1, 1), init="he")
 
 
+def test_lecun_weights_are_normals_cut_at_two_deviations_the_same_with_every_torch():
+    (weight,) = (each.detach() for each in MLP((0,), "cut", (100, 300), init="lecun").weights)
+    std = 100**-0.5 / 0.8796256610342398
+    assert float(weight.abs().max()) <= 2.0 * std + 1e-7
+    assert float(weight.std()) == pytest.approx(0.1, rel=0.02)
+    assert float((weight.abs() > 1.9 * std).float().mean()) == pytest.approx(0.0125, abs=0.003)  # no heap at the cut
+    first, drawn_again = [0, 1, 2], [16, 26, 35]
+    found = weight.flatten()[first + drawn_again].tolist()
+    assert found == pytest.approx([0.058660, -0.090993, -0.108522, -0.102231, -0.032245, 0.205619], abs=1e-6)
+
+
 def test_xavier_weights_fill_their_bound_and_biases_are_zero():
     net = MLP((0,), "net", (50, 100), init="xavier")
     assert 0.98 * 0.2 < float(net.weights[0].detach().abs().max()) <= 0.2  # sqrt(6 / 150)

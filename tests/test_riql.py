@@ -7,9 +7,10 @@ import torch
 
 from offon.algorithms.interface import Spec, Swept
 from offon.algorithms.iql import IQL
+from offon.algorithms.losses import quantile
 from offon.algorithms.nn import MLP, Adam
 from offon.algorithms.noise import Noise
-from offon.algorithms.riql import RIQL, huber, lower_quantile
+from offon.algorithms.riql import RIQL, huber
 from offon.benchmark.builder import prepared
 from offon.benchmark.synthetic import random_transitions
 from offon.benchmark.trial import advance, start
@@ -90,7 +91,7 @@ def test_a_small_sigma_gives_half_the_squared_error():
 )
 def test_quantile_over_critics_is_the_cards(q, level, expected):
     column = of(*q).transpose(0, 1)[None]  # [R, E, B]
-    assert lower_quantile(column, level).item() == pytest.approx(expected, **EXACT)
+    assert quantile(column, level, 1).item() == pytest.approx(expected, **EXACT)
     assert torch.quantile(column, level, dim=1).item() == pytest.approx(expected, **EXACT)
 
 

@@ -8,6 +8,7 @@ from offon.benchmark.tasks import TaskError, get_task, load_tasks, own_task, sui
 from offon.benchmark.text_data import TextOptions, is_text
 from offon.benchmark.text_reward import ENV, PACKAGES
 from offon.datasets.catalogue import DATASETS
+from offon.envs.base import EnvError
 
 
 @pytest.mark.parametrize("task", load_tasks().values(), ids=lambda task: task.name)
@@ -21,7 +22,13 @@ def test_a_task_names_known_data_a_known_simulator_and_a_score(task):
     elif is_text(task.dataset):
         assert task.env.removeprefix(ENV) in PACKAGES and task.horizon == TextOptions().response_words
     else:
-        assert envs.env_spec(task.env).horizon == task.horizon
+        try:
+            spec = envs.env_spec(task.env)
+        except EnvError as error:
+            if "pip install" not in str(error):
+                raise
+            pytest.skip(str(error))  # of a package that not everybody has
+        assert spec.horizon == task.horizon
 
 
 def test_an_unknown_task_is_refused_with_the_nearest():
