@@ -45,6 +45,7 @@ class Language:
     tokens: int  # how many different ones there are
     prompt: int  # longest prompt, padded on the left
     response: int  # longest response with its end, padded on the right
+    net: Any = None  # a pre-trained model that reads them, see `offon.algorithms.pretrained`; it stays as it is
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,14 @@ def check_ranges(config: Any) -> None:
                 raise ValueError(f"expected algorithm.{name} in {interval}, got {number}")
 
 
+def identity_of(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config, plain JSON, that say to which cell a run belongs: all but younger ones at a default."""
+    later = {name for owner in cls.__mro__ for name in vars(owner).get("LATER", ())}
+    defaults = {entry.name: entry.default for entry in fields(cls)}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    return {name: value for name, value in values.items() if name not in later or value != plain[name]}
+
+
 _TINY = {"batch_size": 16, "hidden_dims": (16, 16), "n_critics": 3, "lr": 3e-3, "tau": 0.05}
 
 
@@ -149,8 +158,11 @@ class Method(torch.nn.Module):
     class Config:
         """Settings; the comment behind a field is its documentation (`offon run --help`).
 
-        A class variable RANGES may state the interval of a field, such as {"expectile": "(0, 1)"}.
+        A class variable RANGES may state the interval of a field, such as {"expectile": "(0, 1)"}. Another one, LATER,
+        may name fields that are younger than some records: identities say them only where they have no default value.
         """
+
+        LATER: ClassVar[tuple[str, ...]] = ()
 
         normalize_obs: bool = False  # (s - mean) / (std + 1e-3) on data and environment, statistics of the data
         reward: str = "none"  # reward transform: none, range1000, range1000_corl, minus_one, ten_minus_five, ...

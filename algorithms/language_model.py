@@ -45,7 +45,7 @@ class LanguageModel(Protocol):
         """Over what is trained."""
 
     def state(self) -> dict[str, Tensor]:
-        """What training changes: the very tensors."""
+        """What training changes, [R, ...] each: the very tensors."""
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes over what `state` gave."""

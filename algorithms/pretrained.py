@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,7 @@ class Tuning:
     layers: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # that get adapters
     bfloat16: bool = False
     rows: int = 32  # of a forward pass without gradient
+    rows_on_gpu: int = 256
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, numbers: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -57,8 +58,10 @@ def _chunk(hidden: Tensor, weight: Tensor, numbers: Tensor, bias: Tensor | None)
         return -torch.nn.functional.cross_entropy(logits, numbers, reduction="none")
 
 
-class Pretrained:
+class Pretrained(torch.nn.Module):
     """One model; prompts are [1, B, P], responses [1, B, T].
+
+    What is trained is its state, with a leading axis for the one replica; nothing else of the net is in any state.
 
     Args:
         net: a transformers causal language model.
@@ -66,17 +69,29 @@ class Pretrained:
         tuning: what of it is trained.
         seed: of new adapters.
         adapter: the adapters' name; None: the model as it is.
+        is_branch: whether it is there to be trained.
     """
 
-    def __init__(self, net: Any, response: int, tuning: Tuning, seed: int, adapter: str | None = None) -> None:
-        self.net, self.response, self.tuning, self.seed, self.adapter = net, response, tuning, seed, adapter
+    def __init__(
+        self, net: Any, response: int, tuning: Tuning, seed: int, adapter: str | None = None, is_branch: bool = False
+    ) -> None:
+        super().__init__()
+        self._held = (net,)  # in a tuple, so that it is no submodule
+        self.response, self.tuning, self.seed, self.adapter, self.is_branch = response, tuning, seed, adapter, is_branch
         self.width, self._frozen = int(net.config.hidden_size), False
-        self._body, self._head = getattr(net, net.base_model_prefix), net.get_output_embeddings()
-        # of a model in half precision nothing is trained: one float32 copy serves all
-        self._weight = self._head.weight if self._head.weight.dtype == torch.float32 else self._head.weight.float()
-        self._bias = None if self._head.bias is None else self._head.bias.float()
-        self._cache = "cache" if "cache" in inspect.signature(self._body.forward).parameters else "past_key_values"
-        self._check_head()
+        head = net.get_output_embeddings()
+        if head.weight.dtype != torch.float32:  # nothing of it is trained: one float32 copy serves all
+            self.register_buffer("_float_head", head.weight.detach().float(), persistent=False)
+        body = getattr(net, net.base_model_prefix)
+        self._cache = "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
+        self._view()
+        if not is_branch:
+            self._check_head()
+
+    @property
+    def net(self) -> Any:
+        """The model, which branches with adapters share."""
+        return self._held[0]
 
     # ---- the face of a language model
 
@@ -86,13 +101,13 @@ class Pretrained:
         with self._active():
             if torch.is_grad_enabled():
                 return self._log_prob(*columns)[None]
-            parts = zip(*(column.split(self.tuning.rows) for column in columns), strict=True)
+            parts = zip(*(column.split(self._rows(prompt)) for column in columns), strict=True)
             return torch.cat([self._log_prob(*part) for part in parts])[None]
 
     @torch.no_grad()
     def features(self, prompt: Tensor, prompt_mask: Tensor) -> Tensor:
         """What the last layer makes of prompts, [1, B, P, d], float32; 0 where the mask is 0."""
-        rows = self.tuning.rows
+        rows = self._rows(prompt)
         with self._active():
             parts = zip(prompt[0].split(rows), prompt_mask[0].split(rows), strict=True)
             found = torch.cat([self._hidden(numbers, inside).float() for numbers, inside in parts])
@@ -101,7 +116,7 @@ class Pretrained:
     @torch.no_grad()
     def sample(self, prompt: Tensor, prompt_mask: Tensor, end: int, noise: Noise, greedy: bool = False) -> Sampled:
         """A response to each prompt, drawn token by token until `end`; or the likeliest tokens."""
-        count, rows = prompt.shape[1], self.tuning.rows
+        count, rows = prompt.shape[1], self._rows(prompt)
         uniform = torch.stack([noise.uniform(f"word{step}", count, 1)[0] for step in range(self.response)])
         found = []
         with self._active():
@@ -114,13 +129,11 @@ class Pretrained:
     def branch(self, name: str) -> Pretrained:
         """A copy that can be trained; adapters of that name are begun anew, whoever used them."""
         if not self.tuning.rank:
-            twin = Pretrained(copy.deepcopy(self.net), self.response, self.tuning, self.seed)
-            twin.net.requires_grad_(True)
-            return twin
-        name = f"{name}{self.seed}"
+            whole = copy.deepcopy(self.net).requires_grad_(True)
+            return Pretrained(whole, self.response, self.tuning, self.seed, is_branch=True)
         if not any(name in layer.lora_A for layer in _adapted(self.net)):
             _add_adapters(self.net, name, self.tuning)
-        twin = Pretrained(self.net, self.response, self.tuning, self.seed, name)
+        twin = Pretrained(self.net, self.response, self.tuning, self.seed, name, is_branch=True)
         _begin(twin.state(), self.seed)
         if self.adapter is not None:
             twin.load(self.state())
@@ -137,8 +150,8 @@ class Pretrained:
         return Adam([stacked], lr, max_grad_norm=max_grad_norm, stacked=False).to(next(iter(trained.values())).device)
 
     def state(self) -> dict[str, Tensor]:
-        """The adapters, or all weights: the very tensors."""
-        return {name: parameter.detach() for name, parameter in self._trained().items()}
+        """The adapters, or all weights, [1, ...] each: the very tensors; empty for what is no branch."""
+        return {name: self.get_buffer(_key(name)) for name in self._trained()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Takes over adapters or weights, whatever the adapters there are called."""
@@ -149,11 +162,40 @@ class Pretrained:
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         """By names without the adapters' own."""
+        if not self.is_branch:
+            return {}
         every = dict(self.net.named_parameters())
         if not self.tuning.rank:
             return every
         mark = f".{self.adapter}."
         return {name.replace(mark, "."): each for name, each in every.items() if mark in name}
+
+    def _view(self) -> None:
+        """Makes the state views of the net's own weights."""
+        for name, parameter in self._trained().items():
+            self.register_buffer(_key(name), parameter.detach()[None])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Pretrained:
+        """Takes the net along to another device."""
+        super()._apply(fn, recurse)
+        self.net._apply(fn)
+        self._view()
+        return self
+
+    @property
+    def _weight(self) -> Tensor:
+        """Of the last layer, float32."""
+        weight: Tensor = self.net.get_output_embeddings().weight
+        return weight if weight.dtype == torch.float32 else self.get_buffer("_float_head")
+
+    @property
+    def _bias(self) -> Tensor | None:
+        bias = self.net.get_output_embeddings().bias
+        return None if bias is None else bias.float()
+
+    def _rows(self, where: Tensor) -> int:
+        """Of a forward pass without gradient: a GPU waits for its host if they are few."""
+        return self.tuning.rows_on_gpu if where.is_cuda else self.tuning.rows
 
     @contextmanager
     def _active(self) -> Iterator[None]:
@@ -175,9 +217,10 @@ class Pretrained:
 
     def _hidden(self, numbers: Tensor, inside: Tensor, cache: Any = None) -> Tensor:
         """Last hidden states [B, L, d] of tokens [B, L], the last ones of those whose mask is `inside` [B, n]."""
-        place = (inside.cumsum(-1) - 1.0).clamp(min=0.0).long()[:, -numbers.shape[-1] :]
+        place = (inside.long().cumsum(-1) - 1).clamp(min=0)[:, -numbers.shape[-1] :]
         with torch.autocast(numbers.device.type, torch.bfloat16, enabled=self.tuning.bfloat16):
-            found: Tensor = self._body(
+            body = getattr(self.net, self.net.base_model_prefix)
+            found: Tensor = body(
                 input_ids=numbers,
                 attention_mask=inside.long(),
                 position_ids=place,
@@ -235,6 +278,35 @@ class Pretrained:
             )
 
 
+def policy_and_reference(
+    net: Any, response: int, tuning: Tuning, seeds: Sequence[int], learns: bool
+) -> tuple[Pretrained, Pretrained]:
+    """Two models that begin as a net does, which itself stays as it is.
+
+    Args:
+        net: a transformers causal language model, float32.
+        response: longest response.
+        tuning: what of the first is trained.
+        seeds: one.
+        learns: whether the second will take over what the first has learned; else it is the net for good.
+
+    Raises:
+        ValueError: for several seeds.
+    """
+    if len(seeds) != 1:
+        raise ValueError(f"expected one seed in a program with a pre-trained model, got {len(seeds)}")
+    own = copy.deepcopy(net)
+    if tuning.rank and tuning.bfloat16:
+        own = own.to(torch.bfloat16)  # nothing of it is trained
+    base = Pretrained(own, response, tuning, seeds[0])
+    return base.branch("policy"), base.branch("reference") if learns else base
+
+
+def _key(name: str) -> str:
+    """Of a parameter among the state's tensors."""
+    return name.replace(".", "/")
+
+
 # ---- adapters
 
 
@@ -269,7 +341,7 @@ def _begin(adapters: dict[str, Tensor], seed: int) -> None:
     """As in the paper: the first factor is random (torch's default of a linear layer), the second is zero."""
     for name, tensor in adapters.items():
         if "lora_A" in name:
-            bound = tensor.shape[1] ** -0.5
+            bound = tensor.shape[-1] ** -0.5
             drawn = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator_of(seed, "adapter", name))
             tensor.copy_(drawn)
         else:

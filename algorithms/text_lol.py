@@ -29,11 +29,13 @@ class TextLoL(TextMethod):
         """Clip, filter and priorities as published; rates and sizes are those of a small benchmark."""
 
         RANGES: ClassVar[Mapping[str, str]] = {"clip": "[0, 1)", "kl_weight": "[0, inf)"}
+        LATER: ClassVar[tuple[str, ...]] = ("filtered",)
 
         variant: str = "a_lol"  # or ref_free, sequence, kl, r_lol, weighted_bc, r_gold, nll
         clip: float = 0.9  # ratios stay within 1 - clip ... 1 + clip; 0: as they are
         kl_weight: float = 0.05  # of the mean log-ratio on the data, in variant kl
         prioritized: bool = True  # responses in proportion to what they weigh; else uniform ones
+        filtered: bool = True  # responses of negative advantage are left out; else they are made less likely
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         variant: {"variant": variant}
@@ -43,7 +45,11 @@ class TextLoL(TextMethod):
 
     def __init__(self, spec: Spec, config: Config, seeds: Sequence[int]) -> None:
         super().__init__(spec, config, seeds)
-        self.objective = Objective(config.variant, config.clip, config.kl_weight)
+        if config.prioritized and not config.filtered:
+            raise ValueError(
+                "expected algorithm.prioritized=false with algorithm.filtered=false: what is negative has no priority"
+            )
+        self.objective = Objective(config.variant, config.clip, config.kl_weight, filtered=config.filtered)
 
     @property
     def stream(self) -> str:
@@ -59,7 +65,7 @@ class TextLoL(TextMethod):
 
     def updates_of(self, updates: int, reward: Tensor, value: Tensor) -> Tensor:
         """The share of positive advantages, where they count."""
-        if self.config.variant not in BY_ADVANTAGE:
+        if self.config.variant not in BY_ADVANTAGE or not self.config.filtered:
             return super().updates_of(updates, reward, value)
         return updates_for(reward > value, updates)
 

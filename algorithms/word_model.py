@@ -115,7 +115,7 @@ class WordModel(torch.nn.Module):
         """
         stop = inside.shape[-1]
         first = stop - numbers.shape[-1]
-        place = (inside.cumsum(-1) - 1.0).clamp(min=0.0).long()[..., first:]
+        place = (inside.long().cumsum(-1) - 1).clamp(min=0)[..., first:]
         x = look_up(self.words, numbers) + look_up(self.places, place)
         there = torch.arange(stop, device=numbers.device)
         here = there[first:, None]

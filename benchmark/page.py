@@ -22,6 +22,7 @@ from offon.benchmark.further_tables import FurtherTable
 from offon.benchmark.plots import Plot
 from offon.benchmark.records import Record
 from offon.benchmark.text_samples import samples_section
+from offon.benchmark.text_table import text_facts
 
 SHOWN = {  # column -> heading
     "rank": "rank",
@@ -216,6 +217,7 @@ def _provenance(cell: Cell) -> str:
         "data": f"{data.get('name')}, sha256 {data.get('sha256')}, {cell.report.get('data_status', 'not read yet')}",
         "collected": str(cell.report.get("data_source", "")),
         "reference scores": _reference(cell),
+        **text_facts(cell),
         "code": ", ".join(cell.revisions) + (" (mixed)" if len(cell.revisions) > 1 else ""),
         "versions": _distinct(records, "versions"),
         "hardware": _distinct(records, "hardware"),

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from offon import envs
+from offon.algorithms.interface import identity_of
 from offon.benchmark import device as devices
 from offon.benchmark import seeds as seed_ranges
 from offon.benchmark.attackers import corruption_of_options
 from offon.benchmark.budget import budget_settings, limit
-from offon.benchmark.builder import Data, Finite, Loaded, load_data, rules, to_config, try_out
+from offon.benchmark.builder import Data, Finite, Loaded, load_data, most_replicas, rules, to_config, try_out
 from offon.benchmark.config import Composed, ConfigError, plugin_path, seed_list
 from offon.benchmark.files import set_aside
 from offon.benchmark.generated import is_generated, resolved
@@ -23,7 +24,8 @@ from offon.benchmark.protocols import PROTOCOLS, choose
 from offon.benchmark.records import RecordError, UnknownSchemaError, identity, read_record, record_path
 from offon.benchmark.runs import Job, Replica, list_runs
 from offon.benchmark.tasks import Task, get_task, own_task
-from offon.benchmark.text_data import Texts, is_text, text_options
+from offon.benchmark.text_data import Texts, forget
+from offon.benchmark.text_options import is_text, text_options
 from offon.benchmark.text_plan import task_of_texts, text_settings, text_task
 from offon.datasets.catalogue import DATASETS
 from offon.datasets.changes import logged_options
@@ -49,8 +51,11 @@ class Plan:
 def make_plan(composed: list[Composed]) -> Plan:
     """The jobs of some configurations; nothing is trained that has a record."""
     plan = Plan()
-    for checked in [_check(one) for one in composed]:  # all of them before the first is written to `out`
-        _add(plan, *checked)
+    try:
+        for checked in [_check(one) for one in composed]:  # all of them before the first is written to `out`
+            _add(plan, *checked)
+    finally:
+        forget()
     return plan
 
 
@@ -81,8 +86,10 @@ def _add(
         shards = -(-count // options.replicas)
     else:
         shards = min(count, worker_count(options.workers, kind))
-    if composed.method.max_replicas:
-        shards = max(shards, -(-count // composed.method.max_replicas))
+    if most := most_replicas(template):
+        shards = max(shards, -(-count // most))
+        if options.replicas > most:
+            plan.notes.append(f"{composed.label}: replicas={options.replicas} is more than a program trains, {most}")
     for shard in _shards(list(todo.values()), shards):
         used = {r.cell_id: cells[r.cell_id][0] for r in shard}
         plan.jobs.append(replace(template, replicas=tuple(shard), cells=used))
@@ -97,7 +104,8 @@ def _continue_runs(plan: Plan, template: Job, todo: dict[tuple[str, int], Replic
         if members <= todo.keys() or job.has_checkpoint():  # else another run has trained some of its replicas
             continued = replace(
                 job,
-                data={**job.data, "dataset": template.data["dataset"]},  # files may have moved
+                # files may have moved, and a model's folder, which stands among the options
+                data={**job.data, **{name: template.data[name] for name in ("dataset", "options")}},
                 algorithm={**job.algorithm, "file": template.algorithm["file"]},
                 checkpoint_seconds=template.checkpoint_seconds,
                 settings=job.settings | {name: template.settings[name] for name in _ASIDE if name in job.settings},
@@ -210,6 +218,7 @@ def _template(composed: Composed, out: Path, kind: str) -> tuple[Job, Data]:
         **loaded.identity.reported(),
         "horizon": task.horizon,
         **_cost_report(task, options, loaded),
+        **(loaded.reported() if isinstance(loaded, Texts) else {}),
     }
     job = Job(
         out=out,
@@ -338,4 +347,4 @@ def _cells(job: Job, composed: Composed) -> Iterator[tuple[dict[str, Any], dict[
         common["cost_limit"] = job.data["cost_limit"]
     for values in itertools.product(*composed.swept.values()):
         swept = dict(zip(composed.swept, values, strict=True))
-        yield {**common, "config": {**composed.config, **swept}}, swept
+        yield {**common, "config": identity_of(composed.method.Config, {**composed.config, **swept})}, swept

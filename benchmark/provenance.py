@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("offon", "torch", "numpy", "gymnasium", "mujoco", "h5py", "safetensors", "hydra-core", "pandas")
+_PACKAGES = (
+    *("offon", "torch", "numpy", "gymnasium", "mujoco", "h5py", "safetensors", "hydra-core", "pandas"),
+    *("transformers", "peft"),
+)
 
 
 def _git(*arguments: str) -> str | None:
@@ -52,6 +56,15 @@ def cpu_name() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def peak_memory_mb(device: str) -> int:
+    """The most that this process has held so far, of all runs that it has trained; on a GPU what torch held there."""
+    if device == "cuda":
+        import torch
+
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)  # Linux counts in KiB
 
 
 def describe(device: str) -> dict[str, Any]:

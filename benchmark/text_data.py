@@ -1,80 +1,56 @@
 """The data of protocol `text`: logged responses as numbers, prompts kept apart, and the reward that judges responses.
 
-The identity of the data says the files' hashes and how they were read; a response is scored as the model sees it, cut
-to its length and without unknown words.
+The identity of the data says the files' hashes, the hash of a pre-trained model's folder, and how they were read; a
+response is scored as the model sees it, cut to its length and without unknown words.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from offon.algorithms.interface import Language
-from offon.benchmark.text_judge import Asked, Columns
-from offon.benchmark.text_reward import PACKAGES, Scorer, make_scorer
-from offon.benchmark.words import Vocabulary
-from offon.datasets.dialogues import Dialogues, Response, check_parts, read_hh, read_own
+from offon.benchmark import text_models
+from offon.benchmark.chat import Chat
+from offon.benchmark.text_judge import Asked, Columns, Judge
+from offon.benchmark.text_options import HH, TextOptions, text_options
+from offon.benchmark.text_reward import HEAD, Scorer
+from offon.benchmark.text_scorers import agreement, make_scorers
+from offon.benchmark.words import Coder, Turns, Vocabulary
+from offon.datasets.dialogues import Dialogues, Response, check_parts, for_scorer, read_hh, read_own
 from offon.datasets.errors import DataError
-from offon.datasets.options import typed
 from offon.datasets.transitions import DataIdentity
 
-HH = "text/hh"
-_SUFFIXES = (".jsonl", ".jsonl.gz")
-_FEW = 16  # rows on which it is tried out whether a method runs
+_FEW, _SHORT = 16, 8  # rows, and words of each, on which it is tried out whether a method runs
+_T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class TextOptions:
-    """`data.KEY=VALUE` of `offon run`: how texts are read, and what judges responses."""
-
-    reward: str = "vader"  # how positive a response sounds, by a list of words; or ridge, fitted to the stored scores
-    prompt_words: int = 16  # of a prompt the last words, with the sign to begin
-    response_words: int = 24  # of a response the first words, with its end
-    vocabulary: int = 2000  # most frequent words, with the four signs; the others are one unknown word
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no sense."""
-        if self.reward not in PACKAGES:
-            raise DataError(f"expected data.reward among {', '.join(PACKAGES)}, got {self.reward!r}")
-        for name, least in (("prompt_words", 2), ("response_words", 2), ("vocabulary", 8)):
-            if getattr(self, name) < least:
-                raise DataError(f"expected data.{name} of at least {least}, got {getattr(self, name)}")
-
-
-def is_text(dataset: str) -> bool:
-    """Whether a data set holds dialogues: a named one, or a file of JSON lines."""
-    return dataset == HH or dataset.endswith(_SUFFIXES)
-
-
-def text_options(given: Mapping[str, Any]) -> TextOptions:
-    """The options of reading, defaults filled in.
-
-    Raises:
-        DataError: names an option that there is not, or a value of another type.
-    """
-    return TextOptions(**typed(TextOptions, given, "data.", "texts have"))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Texts:
     """Logged responses for training and, of other prompts, to judge by; prompts to be responded to."""
 
     identity: DataIdentity
     options: TextOptions
-    coder: Vocabulary
-    scorer: Scorer
+    coder: Coder
+    scorers: Mapping[str, Scorer]  # by name; the first is the reward
     train: Columns
     reward: Tensor  # [N], of the responses in `train`
     held: Columns  # responses to `dev`
+    held_asked: Asked  # what they respond to
+    held_stored: Tensor  # [M], the stored scores of the responses in `held`
     dev: Asked  # for value and learning curves
     test: Asked  # that no stage has seen
+    tokens: int  # how many different ones there are
+    net: Any = None  # a pre-trained model, on the CPU; it stays as it is
+    model: Mapping[str, str] = field(default_factory=dict)  # what is known of it: name and sha256
+    agreement: Mapping[str, Any] = field(default_factory=dict)  # of each scorer with stored scores
 
     @property
     def transformed(self) -> DataIdentity:
@@ -88,33 +64,62 @@ class Texts:
 
     def language(self) -> Language:
         """What a method may know of them."""
-        return Language(len(self.coder), self.options.prompt_words, self.options.response_words)
+        return Language(self.tokens, self.options.prompt_words, self.options.response_words, self.net)
 
-    @property
-    def scorers(self) -> dict[str, Scorer]:
-        """The reward by its name."""
-        return {self.options.reward: self.scorer}
+    def judge(self, seeds: Sequence[int]) -> Judge:
+        """Who scores the responses of some replicas."""
+        return Judge(seeds, self.coder, self.scorers, self.options.greedy)
 
     def described(self) -> dict[str, Any]:
-        """Files and options, as they stand in the identity of a cell."""
-        return {**asdict(self.options), "files_sha256": self.identity.sha256}
+        """Files, model and options, as they stand in the identity of a cell."""
+        of_model = {"model_sha256": self.model["sha256"]} if self.model else {}
+        return {**self.options.described(), **of_model, "files_sha256": self.identity.sha256}
+
+    def reported(self) -> dict[str, Any]:
+        """What a record says of them beside what determines its numbers."""
+        return {"agreement": dict(self.agreement), **({"model": dict(self.model)} if self.model else {})}
 
     def few(self) -> Texts:
-        """A few rows of everything."""
-        dev, test = (first_of(asked, _FEW) for asked in (self.dev, self.test))
-        train, held = (_each(columns, lambda column: column[:_FEW]) for columns in (self.train, self.held))
-        return replace(self, reward=self.reward[:_FEW], dev=dev, test=test, train=train, held=held)
+        """A few rows of everything, and a few words of each."""
+
+        def asked(part: Asked) -> Asked:
+            return Asked(part.last[:_FEW], part.numbers[:_FEW, -_SHORT:], part.mask[:_FEW, -_SHORT:])
+
+        def columns(part: Columns) -> Columns:
+            prompt, prompt_mask, response, mask = (column[:_FEW] for column in part)
+            return prompt[:, -_SHORT:], prompt_mask[:, -_SHORT:], response[:, :_SHORT], mask[:, :_SHORT]
+
+        return replace(
+            self,
+            reward=self.reward[:_FEW],
+            train=columns(self.train),
+            held=columns(self.held),
+            held_asked=asked(self.held_asked),
+            held_stored=self.held_stored[:_FEW],
+            dev=asked(self.dev),
+            test=asked(self.test),
+        )
 
     def to(self, device: torch.device | str) -> Texts:
-        """The same on a device."""
-        dev, test = (Asked(each.last, each.numbers.to(device), each.mask.to(device)) for each in (self.dev, self.test))
-        train, held = (_each(columns, lambda column: column.to(device)) for columns in (self.train, self.held))
-        return replace(self, reward=self.reward.to(device), dev=dev, test=test, train=train, held=held)
+        """The same on a device, but for the model, which every method copies."""
 
+        def asked(part: Asked) -> Asked:
+            return Asked(part.last, part.numbers.to(device), part.mask.to(device))
 
-def _each(columns: Columns, change: Callable[[Tensor], Tensor]) -> Columns:
-    prompt, prompt_mask, response, mask = columns
-    return change(prompt), change(prompt_mask), change(response), change(mask)
+        def columns(part: Columns) -> Columns:
+            prompt, prompt_mask, response, mask = (column.to(device) for column in part)
+            return prompt, prompt_mask, response, mask
+
+        return replace(
+            self,
+            reward=self.reward.to(device),
+            train=columns(self.train),
+            held=columns(self.held),
+            held_asked=asked(self.held_asked),
+            held_stored=self.held_stored.to(device),
+            dev=asked(self.dev),
+            test=asked(self.test),
+        )
 
 
 def first_of(asked: Asked, count: int) -> Asked:
@@ -122,50 +127,108 @@ def first_of(asked: Asked, count: int) -> Asked:
     return Asked(asked.last[:count], asked.numbers[:count], asked.mask[:count])
 
 
-def load_texts(dataset: str, given: Mapping[str, Any]) -> Texts:
+def evenly(rows: Sequence[_T], count: int) -> list[_T]:
+    """At most so many of them, from everywhere alike; 0: all."""
+    if not count or count >= len(rows):
+        return list(rows)
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+# ---- reading
+
+_last: dict[tuple[Any, ...], Texts] = {}  # methods that follow each other learn from the same texts, read once
+
+
+def load_texts(dataset: str, given: Mapping[str, Any], device: str = "cpu") -> Texts:
     """The texts of a task or of a file of one's own.
+
+    Args:
+        dataset: name or file.
+        given: options.
+        device: where scorers compute that need a model.
 
     Raises:
         DataError: if they cannot be read, or are too few.
+        ValueError: if the model's folder cannot be read, or a package is not installed.
     """
     options = text_options(given)
     own = f"own/{Path(dataset).name.partition('.jsonl')[0]}"
+    model = text_models.about(Path(options.model)) if options.is_pretrained else {}
     found, name, status = (read_hh(), HH, "published") if dataset == HH else (read_own(dataset), own, "own")
-    return texts_of(found, name, status, options, make_scorer(options.reward, found))
+    key = (dataset, json.dumps(found.files, sort_keys=True), options, model.get("sha256"), device)
+    if key not in _last:
+        _last.clear()
+        coder, net = None, None
+        if options.is_pretrained:
+            net, tokenizer = text_models.load(Path(options.model), options.prompt_words + options.response_words)
+            coder = Chat(tokenizer)
+        scorers = make_scorers(options, found, coder, net, device)
+        _last[key] = replace(texts_of(found, name, status, options, scorers, coder, net), model=model)
+    return _last[key]
 
 
-def texts_of(dialogues: Dialogues, name: str, status: str, options: TextOptions, scorer: Scorer) -> Texts:
-    """Dialogues as numbers.
+def forget() -> None:
+    """Lets go of the texts that were read last, and of their model."""
+    _last.clear()
+
+
+def texts_of(
+    dialogues: Dialogues,
+    name: str,
+    status: str,
+    options: TextOptions,
+    scorers: Mapping[str, Scorer],
+    coder: Coder | None = None,
+    net: Any = None,
+) -> Texts:
+    """Dialogues as numbers; without a coder, those of their own words.
 
     Raises:
         DataError: if a part has no prompt.
     """
     logged, held = dialogues.of("train"), dialogues.of("dev")
-    prompts = {part: dialogues.prompts(part) for part in ("dev", "test")}
-    check_parts(logged, *prompts.values())
-    coder = Vocabulary.of((text for each in logged for text in (each.prompt, each.text)), options.vocabulary)
-    if not coder.words:
-        raise DataError("expected words of the letters a to z, which are all that these models read; found none")
+    if HEAD in scorers:
+        logged = [each for each in logged if not for_scorer(each.prompt)]
+    logged, held = evenly(logged, options.train_rows), evenly(held, options.held_rows)
 
-    def asked(said: Sequence[str]) -> Asked:
-        return Asked(list(said), *coder.prompts([(each,) for each in said], options.prompt_words))
+    def turns(each: Response) -> Turns:
+        return each.turns if options.history else (each.prompt,)
+
+    prompts = {part: list(dict.fromkeys(map(turns, dialogues.of(part)))) for part in ("dev", "test")}
+    check_parts(logged, *prompts.values())
+    if coder is None:
+        coder = Vocabulary.of((text for each in logged for text in (each.prompt, each.text)), options.vocabulary)
+        if not coder.words:
+            raise DataError("expected words of the letters a to z, which are all that these models read; found none")
+
+    def asked(said: Sequence[Turns]) -> Asked:
+        return Asked([each[-1] for each in said], *coder.prompts(said, options.prompt_words))
 
     def columns(responses: Sequence[Response]) -> Columns:
-        prompt = asked([each.prompt for each in responses])
+        prompt = asked(list(map(turns, responses)))
         return prompt.numbers, prompt.mask, *coder.responses([each.text for each in responses], options.response_words)
 
     train = columns(logged)
-    seen = [coder.text(row) for row in train[2].tolist()]
+    if options.stored:
+        reward = [each.reward for each in logged]
+    else:
+        seen = [coder.text(row) for row in train[2].tolist()]
+        reward = next(iter(scorers.values()))([each.prompt for each in logged], seen)
     source = ", ".join(sorted(dialogues.files)) + f"; {dialogues.skipped} empty responses left out"
     files = json.dumps(sorted(dialogues.files.values())).encode()
     return Texts(
         identity=DataIdentity(name, hashlib.sha256(files).hexdigest(), status, source),
         options=options,
         coder=coder,
-        scorer=scorer,
+        scorers=scorers,
         train=train,
-        reward=torch.tensor(scorer([each.prompt for each in logged], seen)),
+        reward=torch.tensor(reward),
         held=columns(held),
+        held_asked=asked(list(map(turns, held))),
+        held_stored=torch.tensor([each.reward for each in held]),
         dev=asked(prompts["dev"]),
         test=asked(prompts["test"]),
+        tokens=len(coder) if isinstance(coder, Vocabulary) else net.config.vocab_size,
+        net=net,
+        agreement={name: agreement(scorer, dialogues) for name, scorer in scorers.items()},
     )

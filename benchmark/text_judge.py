@@ -12,10 +12,10 @@ from offon.algorithms.language_model import LanguageModel, Sampled
 from offon.algorithms.noise import Noise
 from offon.algorithms.sequence_losses import Scored, sampled_kl
 from offon.benchmark.text_reward import Scorer
-from offon.benchmark.text_training import Metrics
 from offon.benchmark.words import Coder, distinct
 
 BLOCK = 256  # rows of a forward pass outside training
+Metrics = dict[str, list[float]]  # one number per seed
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]  # prompts and mask [N, P], responses and mask [N, T]
 
 

@@ -1,76 +1,30 @@
-"""The models of a text benchmark: one over words that begins with nothing, or one from a folder; no hub is asked."""
+"""Pre-trained language models from folders in transformers' format; no hub is asked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from offon.algorithms.language_model import LanguageModel
-from offon.algorithms.pretrained import Pretrained, Tuning
-from offon.algorithms.word_model import Shape, WordModel
-from offon.benchmark.chat import Chat
-from offon.benchmark.text_settings import TextSettings
-from offon.benchmark.words import Coder, Vocabulary
-from offon.datasets.dialogues import Response
 from offon.datasets.hashes import sha256_of
 
 ABOUT = "offon.json"  # what an imported folder says of itself
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")  # one of them is there
 
 
-@dataclass(frozen=True)
-class Made:
-    """A model to begin with, who codes texts for it, and where it computes."""
+def load(folder: Path, length: int) -> tuple[Any, Any]:
+    """The model and tokenizer of a folder, weights as safetensors; on the CPU, in float32, nothing to be trained.
 
-    model: LanguageModel
-    coder: Coder
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-def words(settings: TextSettings, seeds: Sequence[int], logged: Sequence[Response]) -> Made:
-    """Fresh models over the words of logged prompts and responses."""
-    vocabulary = Vocabulary.of((text for each in logged for text in (each.prompt, each.text)), settings.vocabulary)
-    shape = Shape(len(vocabulary), settings.prompt_words, settings.response_words, settings.width, settings.layers)
-    return Made(WordModel(seeds, "words", shape), vocabulary)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The model of a folder; its seeds share what is not trained."""
-
-    net: Any
-    tokenizer: Any
-    device: torch.device
-
-    def made(self, settings: TextSettings, seed: int) -> Made:
-        """The model to begin with, for one seed.
-
-        Raises:
-            ValueError: if prompts and responses do not fit into the model's context.
-        """
-        context = getattr(self.net.config, "max_position_embeddings", None)
-        if context is not None and settings.prompt_words + settings.response_words > context:
-            raise ValueError(
-                f"expected prompt_words + response_words of at most {context}, the model's context, got "
-                f"{settings.prompt_words} + {settings.response_words}"
-            )
-        rank = settings.rank if settings.tune == "lora" else 0
-        tuning = Tuning(rank, tuple(settings.adapted.split(",")), settings.precision == "bfloat16")
-        model = Pretrained(self.net, settings.response_words, tuning, seed)
-        return Made(model, Chat(self.tokenizer), self.device)
-
-
-def load(folder: Path, settings: TextSettings, device: torch.device) -> Loaded:
-    """The model and tokenizer of a folder in transformers' format, weights as safetensors.
+    Args:
+        folder: of the model.
+        length: longest prompt and response together.
 
     Raises:
-        ValueError: if the extra is not installed, or the folder lacks model or tokenizer.
+        ValueError: if the extra is not installed, the folder lacks model or tokenizer, or prompts and responses do not
+            fit into the model's context.
     """
     from safetensors import SafetensorError
 
@@ -84,19 +38,23 @@ def load(folder: Path, settings: TextSettings, device: torch.device) -> Loaded:
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder}: cannot be read as a causal language model ({error}); save it again") from error
-    if settings.tune == "lora" and settings.precision == "bfloat16":
-        net = net.to(torch.bfloat16)  # nothing of it is trained
-    return Loaded(net.train(False).requires_grad_(False).to(device), tokenizer, device)
+    context = getattr(net.config, "max_position_embeddings", None)
+    if context is not None and length > context:
+        raise ValueError(
+            f"expected data.prompt_words and data.response_words of at most {context} together, the model's context, "
+            f"got {length}"
+        )
+    return net.train(False).requires_grad_(False), tokenizer
 
 
 def about(folder: Path) -> dict[str, str]:
-    """What to call a folder's model, and a sha256 over weights, configuration and tokenizer."""
+    """What to call a folder's model, wherever it stands, and a sha256 over weights, configuration and tokenizer."""
     _check(folder)
     whole = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != ABOUT:
             whole.update(f"{path.name} {sha256_of(path)}\n".encode())
-    name = folder.resolve().name
+    name = f"model {whole.hexdigest()[:8]}"
     if (folder / ABOUT).is_file():
         name = json.loads((folder / ABOUT).read_bytes())["name"]
     return {"name": name, "sha256": whole.hexdigest()}

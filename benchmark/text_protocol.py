@@ -7,7 +7,7 @@ is kept in the cache under a hash of those, and is made by one process while oth
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from offon.benchmark.stepper import snapshot
 from offon.benchmark.text_data import Texts, first_of
 from offon.benchmark.text_reward import reward_version
 from offon.benchmark.text_samples import SAMPLES, samples_file
-from offon.benchmark.text_stepper import CHUNK, TextStepper
+from offon.benchmark.text_stepper import LOG_PROBS, TextStepper
 from offon.benchmark.text_value import OF_HEAD, VALUE, check_prompts, value_of
 from offon.benchmark.text_verdict import Verdict, rewards_on, summary_of, verdict_on
 from offon.benchmark.training import Training
@@ -33,7 +33,8 @@ from offon.datasets.hashes import cache_folder
 
 _WAIT_SECONDS = 0.2
 _CURVE_POINTS = 100  # of training metrics, over a run
-_OF_REFERENCE = ("reference_updates", "reference_batch_size", "reference_lr", "max_grad_norm", "width", "layers")
+_OF_REFERENCE = ("reference_updates", "reference_batch_size", "reference_lr", "max_grad_norm")
+_OF_WORDS, _OF_PRETRAINED = ("width", "layers"), ("tune", "rank", "adapted", "precision")
 _OF_VALUE = ("value", "value_prompts", "value_updates", "value_lr")
 
 
@@ -51,16 +52,18 @@ class TextTraining(Training):
 
     def _begin(self) -> None:
         assert isinstance(self.data, Texts) and self.budget is not None
-        check_prompts(self.method.config.value, min(self.method.config.value_prompts, len(self.data.dev.last)))
+        stored, asked = self.data.options.stored, len(self.data.dev.last)
+        prompts = len(self.data.held_asked.last) if stored else min(self.method.config.value_prompts, asked)
+        check_prompts(self.method.config.value, prompts)
         self._last: int = self.budget
         self.stepper = make_stepper(self.job, self.method, self.data, self.job.device)
         self.texts = self.stepper.texts
-        self._log_every = max(CHUNK, -(-self.stepper.updates // _CURVE_POINTS))
+        self._log_every = max(self.stepper.chunk, -(-self.stepper.updates // _CURVE_POINTS))
         self._due = False  # whether the learning curve gets a point
         self._seen: tuple[int, Evaluation] | None = None  # the last evaluation, and after how many updates
         self._judged: Verdict | None = None
         self._reference_path, self._value_path = self._places()
-        self._making = kept.Making(self._reference_path)
+        self._making, self._making_value = kept.Making(self._reference_path), kept.Making(self._value_path)
         self._waits = False
 
     def _places(self) -> tuple[Path, Path]:
@@ -70,7 +73,8 @@ class TextTraining(Training):
         known: list[Any] = [data.described(), list(self.method.seeds), job.device, job.matmul, torch.__version__]
         known += [PROTOCOL_VERSION, type(self.method.policy).__qualname__]
         known.append(registry.file_sha256(self.method.name))  # of a file of one's own, which may learn in another way
-        known += [getattr(config, name) for name in _OF_REFERENCE]
+        of_model = _OF_WORDS if data.net is None else _OF_PRETRAINED
+        known += [getattr(config, name) for name in (*_OF_REFERENCE, *of_model)]
         of_value = [reward_version(data.options.reward), *(getattr(config, name) for name in _OF_VALUE)]
         folder = cache_folder() / "text"
         names = (f"reference-{kept.key_of(*known)}", f"value-{kept.key_of(*known, *of_value)}")
@@ -84,18 +88,24 @@ class TextTraining(Training):
             return super().run(should_stop)
         finally:
             self._making.release()
+            self._making_value.release()
 
     def _chunk(self) -> None:
         """Up to 50 updates of one phase, then the check for non-finite replicas."""
+        self._due = False
+        chunk = self.stepper.chunk
         if self.done < self.stepper.switch:
             self._towards_the_reference()
             self._due = self.done == self.stepper.switch
             return
         if self.stepper.course is None:
-            self.stepper.go_on(self._value())
+            self._go_on()
+            if self.stepper.course is None or not self.stepper.switch:
+                self._due = self.stepper.course is not None  # the curve begins with the reference
+                return
         every, stands = self.settings["eval_every"], self.stepper.stands_from()
         own = self.done - self.stepper.switch
-        stop = min(self._last, self.stepper.switch + min((own // CHUNK + 1) * CHUNK, (own // every + 1) * every))
+        stop = min(self._last, self.stepper.switch + min((own // chunk + 1) * chunk, (own // every + 1) * every))
         if self.done < stands:
             stop = min(stop, stands)
             self._make(stop)
@@ -122,14 +132,9 @@ class TextTraining(Training):
             self.seconds["given"] = float(self.stepper.switch - self.done)
             self.done = self.stepper.switch
             return
-        if not self._making.take():
-            if not self._waits:
-                self._emit({"event": "note", "message": "waits for the run that makes its reference", **self._facts()})
-            self._waits = True
-            time.sleep(_WAIT_SECONDS)
-            self.seconds["train"] -= _WAIT_SECONDS  # in which it made nothing
+        if not self._may(self._making):
             return
-        stop = min(self.stepper.switch, (self.done // CHUNK + 1) * CHUNK)
+        stop = min(self.stepper.switch, (self.done // self.stepper.chunk + 1) * self.stepper.chunk)
         self._make(stop)
         self.done = stop
         if stop == self.stepper.switch:
@@ -137,19 +142,38 @@ class TextTraining(Training):
                 kept.write(self._reference_path, self.method.policy.state())
             self._making.release()
 
-    def _value(self) -> dict[str, Tensor]:
-        """What the reference earns, from the cache if another method has asked before."""
-        names = (VALUE, *OF_HEAD) if self.method.config.value == "head" else (VALUE,)
+    def _may(self, making: kept.Making) -> bool:
+        """Whether this run may make what others need too; if not, it has waited a little."""
+        if making.take():
+            return True
+        if not self._waits:
+            self._emit({"event": "note", "message": "waits for the run that makes its reference", **self._facts()})
+        self._waits = True
+        time.sleep(_WAIT_SECONDS)
+        self.seconds["train"] -= _WAIT_SECONDS  # in which it made nothing
+        return False
+
+    def _go_on(self) -> None:
+        """Begins the own phase; what the reference earns and says comes from the cache if another method has asked."""
+        names = (VALUE, LOG_PROBS, *(OF_HEAD if self.method.config.value == "head" else ()))
         found = kept.read(self._value_path, names)
         if found is None:
+            if not self._may(self._making_value):
+                return
             found = value_of(self.method, self.texts)
-            if not self.failures:
-                kept.write(self._value_path, found)
-        return found
+            self.stepper.go_on(found)
+            if self.stepper.course is not None and not self.failures:
+                kept.write(self._value_path, found | {LOG_PROBS: self.stepper.course.reference})
+        else:
+            self.stepper.go_on(found)
+        self._making_value.release()
 
     def _made(self) -> int:
         """Updates that this run made itself: those of a reference that was there already took no time."""
         return self.done - int(self.seconds.get("given", 0.0))
+
+    def _weights(self) -> Iterable[Tensor]:
+        return self.method.policy.state().values()
 
     # ---- judging
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,7 +12,14 @@ from offon.datasets.dialogues import Dialogues, Response
 
 Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]  # prompts' last turns, responses -> rewards in [0, 1]
 ENV = "text/"  # what the names of rewards begin with where other tasks name a simulator
-PACKAGES = {"vader": "vaderSentiment", "ridge": "scikit-learn"}  # rewards that need no model, and what gives them
+HEAD = "head"  # the one that needs a pre-trained model
+PACKAGES = {"vader": "vaderSentiment", "ridge": "scikit-learn", HEAD: "transformers"}  # rewards, and what gives them
+
+DESCRIBED = {
+    "vader": "VADER, (compound + 1) / 2",
+    "ridge": "a TF-IDF ridge fitted to the stored scores of the train prompts",
+    "head": "a linear head on the pre-trained model's features, fitted to the stored scores of half the train prompts",
+}
 
 
 def vader() -> Scorer:
@@ -24,7 +31,7 @@ def vader() -> Scorer:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:
-        raise ValueError("the reward of `offon text` needs vaderSentiment: pip install 'offon[text]'") from error
+        raise ValueError("data.reward=vader needs vaderSentiment: pip install 'offon[text]'") from error
     analyzer = SentimentIntensityAnalyzer()
 
     def score(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
@@ -46,7 +53,7 @@ def ridge(dialogues: Dialogues) -> Scorer:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
     except ImportError as error:
-        raise ValueError("reward=ridge needs scikit-learn: pip install 'offon[text]'") from error
+        raise ValueError("data.reward=ridge needs scikit-learn: pip install 'offon[text]'") from error
     logged = dialogues.of("train")
     of_response, of_prompt = (
         TfidfVectorizer(ngram_range=grams, min_df=2, sublinear_tf=True).fit(texts)
@@ -86,14 +93,23 @@ def _lengths(prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
     return np.stack([np.log1p(letters), np.log1p(words), np.log1p(asked), letters / np.maximum(words, 1.0)], 1)
 
 
-def make_scorer(name: str, dialogues: Dialogues) -> Scorer:
-    """The reward of a name, one of PACKAGES; what is fitted is fitted to the dialogues."""
-    return vader() if name == "vader" else ridge(dialogues)
-
-
 def reward_version(name: str) -> str:
     """The version of the package that gives a reward; empty where it is not installed."""
     try:
         return version(PACKAGES[name])
     except PackageNotFoundError:
         return ""
+
+
+def in_words(agreement: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a report says of `agreement` of each scorer, by its name."""
+    lines = []
+    for name, facts in agreement.items():
+        called = f"{name} ({DESCRIBED[name]})" if name in DESCRIBED else name
+        if facts["pearson"] is None:
+            lines.append(f"{called}: the stored scores of responses kept apart, or its own, do not differ")
+            continue
+        order = "" if facts["order"] is None else f", order of pairs {facts['order']:.3f}"
+        against = f"the stored scores of {facts['responses']} responses kept apart"
+        lines.append(f"{called}: r {facts['pearson']:.3f} with {against}{order}")
+    return lines

@@ -18,7 +18,9 @@ from offon.benchmark.text_data import Texts
 from offon.benchmark.text_judge import log_probs
 from offon.benchmark.text_value import VALUE, value_of
 
-CHUNK = 50  # updates whose noise is drawn together
+CHUNK = 50  # updates between looks at how a run goes; one where a model is so large that each takes seconds
+LOG_PROBS = "log_probs"  # of the logged responses under the reference
+_TRIED = 4  # rows of the updates that show whether a method runs
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Course:
     reference: Tensor  # [R, N, T], log-probabilities of the logged responses
     probability: Tensor  # [R, N], of each to be drawn
     made: Tensor  # [R] int64, updates after which a replica stands still
+    all_move: int  # the first so many updates are of all replicas
     sums: dict[str, Tensor] = field(default_factory=dict)  # [R], means of the metrics over a replica's own updates
 
 
@@ -42,15 +45,20 @@ class TextStepper:
         switch: updates by likelihood.
         updates: of the method's own phase.
         device: where it trains.
+        most: rows of an update at most; None: as many as the method says.
     """
 
     first_update = 0  # the first count at which `run` learns
 
-    def __init__(self, method: TextMethod, texts: Texts, switch: int, updates: int, device: str) -> None:
+    def __init__(
+        self, method: TextMethod, texts: Texts, switch: int, updates: int, device: str, most: int | None = None
+    ) -> None:
         self.method, self.texts, self.switch, self.updates = method, texts.to(device), switch, updates
+        self.chunk = CHUNK if texts.net is None else 1
         self.course: Course | None = None
+        self._most = most
         self._noises = {
-            phase: Noise(method.seeds, f"text/{name}", device, CHUNK)
+            phase: Noise(method.seeds, f"text/{name}", device, self.chunk)
             for phase, name in ((REFERENCE, REFERENCE), (TEXT, method.stream))
         }
         self._alike = priority(torch.ones(method.replicas, len(self.texts.reward), device=device))
@@ -58,13 +66,19 @@ class TextStepper:
 
     @property
     def trials(self) -> tuple[Callable[[], dict[str, Tensor]], ...]:
-        """What shows whether a method runs: an update in each phase."""
-        return lambda: self.run(0, 1), self._try_own_phase
+        """What shows whether a method runs: an update in each phase, with a few short rows."""
+        few = TextStepper(self.method, self.texts.few(), min(1, self.switch), 1, str(self.texts.reward.device), _TRIED)
+
+        def own_phase() -> dict[str, Tensor]:
+            few.go_on({VALUE: torch.zeros(self.method.replicas, len(few.texts.reward))})
+            return few.run(few.switch, 1)
+
+        return (*((lambda: few.run(0, 1),) if few.switch else ()), own_phase)
 
     def run(self, first: int, count: int) -> dict[str, Tensor]:
         """Updates `first` ... `first + count - 1`, in one phase; returns the sum of each metric over them, [R]."""
-        if not 0 < count <= CHUNK:
-            raise ValueError(f"expected 1 to {CHUNK} updates, got {count}")
+        if not 0 < count <= self.chunk:
+            raise ValueError(f"expected 1 to {self.chunk} updates, got {count}")
         if first < self.switch:
             noise, number, step = self._noises[REFERENCE], first, self._imitate
         else:
@@ -88,7 +102,7 @@ class TextStepper:
         """Begins the method's own phase.
 
         Args:
-            found: what `value_of` gives of the reference, which the policy is now.
+            found: what `value_of` gives of the reference, which the policy is now; LOG_PROBS too, where they are known.
             made: updates after which the replicas stand still, [R]; None: the method says.
         """
         self.method.begin(TEXT)
@@ -100,14 +114,16 @@ class TextStepper:
             return {}
         facts = {f"fact/{name}": value for name, value in self.course.facts.items()}
         sums = {f"sum/{name}": value for name, value in self.course.sums.items()}
-        return {VALUE: self.course.value, "made": self.course.made, **facts, **sums}
+        course = {VALUE: self.course.value, LOG_PROBS: self.course.reference, "made": self.course.made}
+        return {**course, **facts, **sums}
 
     def set_state(self, tensors: dict[str, Tensor]) -> None:
         """Puts back what `state` gave; the method's own state stands already."""
         if not tensors:
             return
         state = snapshot(self.method)
-        found = {VALUE: tensors[VALUE]} | part(tensors, "fact/")
+        known = {name: tensors[name] for name in (VALUE, LOG_PROBS) if name in tensors}  # older ones have no second
+        found = known | part(tensors, "fact/")
         self.method.begin(TEXT)
         restore(self.method, state)
         self._set_course(found, tensors["made"])
@@ -118,17 +134,18 @@ class TextStepper:
 
     def drawn(self, probability: Tensor, noise: Noise, count: int) -> Tensor:
         """Rows [R, count] of this update, with replacement."""
-        return pick(probability, noise.uniform("rows", count))
+        return pick(probability, noise.uniform("rows", min(count, self._most or count)))
 
     def _set_course(self, found: Mapping[str, Tensor], made: Tensor | None) -> None:
         device = self.texts.reward.device
         facts = {name: tensor.to(device) for name, tensor in found.items()}
-        value, reward = facts.pop(VALUE), self.texts.reward
+        value, reference, reward = facts.pop(VALUE), facts.pop(LOG_PROBS, None), self.texts.reward
         if made is None:
             made = self.method.updates_of(self.updates, reward, value)
-        reference = log_probs(self.method.reference, self.texts.train, self.method.replicas)
+        if reference is None:
+            reference = log_probs(self.method.reference, self.texts.train, self.method.replicas)
         weights = self.method.row_weights(reward, value)
-        self.course = Course(value, facts, reference, priority(weights), made.to(device))
+        self.course = Course(value, facts, reference, priority(weights), made.to(device), int(made.min()))
 
     def _imitate(self, update: int, noise: Noise) -> dict[str, Tensor]:
         rows = self.drawn(self._alike, noise, self.method.config.reference_batch_size)
@@ -147,7 +164,7 @@ class TextStepper:
         earned, value = self.texts.reward[rows], course.value.gather(1, rows)
         batch = Responses(prompt, prompt_mask, response, mask, reference, earned, value)
         moves = update < course.made
-        weights = list(self.method.policy.state().values())
+        weights = [] if update < course.all_move else list(self.method.policy.state().values())
         before = [weight.clone() for weight in weights]
         metrics = self.method.update(batch, noise)
         put_back_(weights, before, moves)
@@ -155,8 +172,3 @@ class TextStepper:
             share = value * moves / course.made.clamp(min=1)
             course.sums[name] = course.sums[name] + share if name in course.sums else share
         return metrics
-
-    def _try_own_phase(self) -> dict[str, Tensor]:
-        few = TextStepper(self.method, self.texts.few(), 0, 1, str(self.texts.reward.device))
-        few.go_on({VALUE: torch.zeros(self.method.replicas, len(few.texts.reward))})
-        return few.run(0, 1)

@@ -1,18 +1,21 @@
 """What text methods made of their models: reward, diversity, drift and weights, with intervals over seeds.
 
-One row per cell of protocol text, beside the ranked table. No text stands in it.
+One row per cell of protocol text, beside the ranked table. No text stands in it. One seed says nothing of the spread
+between seeds: its intervals are over prompts, and beside them stands the gain over the reference on the same prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from offon.benchmark.cells import MIN_SEEDS, Cell
+from offon.benchmark.records import Record
 from offon.benchmark.row_values import interval, is_missing, mean_of, named, number
+from offon.benchmark.text_reward import in_words
 
 _SUMMARY = (  # of a record, in order
     *("distinct_1", "distinct_2", "distinct_3", "distinct_1_of_words", "distinct_2_of_words", "distinct_3_of_words"),
@@ -21,6 +24,7 @@ _SUMMARY = (  # of a record, in order
 )
 _TRAINING = ("weight", "at_lower", "at_upper", "effective_rows", "positive_advantage")  # of a record's `training`
 _VALUES = ("reward", *_SUMMARY, *_TRAINING)
+_OVER, _GAIN, _OTHER, _AGREES = "intervals_over", "gain", "reward_", "agreement_"  # columns that only some boards have
 COLUMNS = (
     *("kind", "task", "algorithm", "config_id", "seeds", "seeds_expected", "status"),
     *(f"{name}{end}" for name in _VALUES for end in ("", "_low", "_high")),
@@ -40,7 +44,7 @@ _SHOWN = {  # column -> heading and format
     "effective_responses": ("effective responses", ",.0f"),
     "updates": ("updates", ".0f"),
 }
-REWARD = "reward [95 %]"
+REWARD, GAIN = "reward [95 %]", "gain [95 %]"
 NARROW = ("algorithm", REWARD, "distinct-2", "words", "KL k1", "seeds")
 READING = (
     "Text: the mean reward over test prompts that no stage has seen, one response each, sampled; all numbers are means "
@@ -52,6 +56,20 @@ READING = (
     "at a bound of the band, in training. Effective responses: how many count when they are drawn by priority, "
     "1 / (sum of squared probabilities)."
 )
+_OF_PROMPTS = (
+    " Where there is one seed, intervals are over prompts, which says nothing of the spread between seeds; the gain is "
+    "that over the reference on the same prompts."
+)
+_OF_OTHERS = (
+    " Other scorers' verdicts stand beside the reward that was trained on. Agreement: correlation of each scorer with "
+    "stored scores of responses to prompts kept apart."
+)
+
+
+def reading(frame: pd.DataFrame) -> str:
+    """How to read the rows of a board."""
+    others = any(name.startswith((_OTHER, _AGREES)) for name in frame.columns if name not in COLUMNS)
+    return READING + _OF_PROMPTS * (_OVER in frame.columns) + _OF_OTHERS * others
 
 
 def is_text_cell(cell: Cell) -> bool:
@@ -61,12 +79,16 @@ def is_text_cell(cell: Cell) -> bool:
 
 def text_rows(cells: Iterable[Cell], seed: int = 0, min_seeds: int = MIN_SEEDS) -> pd.DataFrame:
     """A row for every cell that has a finished seed, the best reward first within a task."""
-    rows = [_row(cell, seed, min_seeds) for cell in cells if is_text_cell(cell) and cell.records]
+    found = [cell for cell in cells if is_text_cell(cell) and cell.records]
+    rows = [_row(cell, found, seed, min_seeds) for cell in found]
     rows.sort(key=lambda row: (row["task"], -row["reward"], row["algorithm"]))
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(("seeds", "seeds_expected"), "Int64"))
+    further: dict[str, Any] = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    rows = [further | row for row in rows]
+    kinds = dict.fromkeys(("seeds", "seeds_expected"), "Int64")
+    return pd.DataFrame(rows, columns=[*COLUMNS, *further]).astype(kinds)
 
 
-def _row(cell: Cell, seed: int, min_seeds: int) -> dict[str, Any]:
+def _row(cell: Cell, others: Sequence[Cell], seed: int, min_seeds: int) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {
         **{"kind": "text", "task": cell.task, "algorithm": cell.name, "config_id": cell.cell_id},
@@ -79,7 +101,27 @@ def _row(cell: Cell, seed: int, min_seeds: int) -> dict[str, Any]:
     for name, values in found.items():
         if None not in values:
             row |= named(name, mean_of(np.array(values, dtype=np.float64), seed))
+    names = [name for name in records[0].summary if name.startswith(_OTHER)]
+    row |= {name: float(np.mean([record.summary.get(name, np.nan) for record in records])) for name in names}
+    for name, facts in cell.report.get("agreement", {}).items():
+        row[f"{_AGREES}{name}"] = facts["pearson"]
+    return row | (_over_prompts(cell, others, seed) if len(records) == 1 else {})
+
+
+def _over_prompts(cell: Cell, others: Sequence[Cell], seed: int) -> dict[str, Any]:
+    """Reward of the only seed, and its gain over the reference of that seed, where the board has one such."""
+    (only,) = cell.seeds
+    rewards = np.asarray(cell.records[only].returns)
+    row: dict[str, Any] = {_OVER: "prompts", **named("reward", mean_of(rewards, seed))}
+    same = [each for each in others if each.task == cell.task and only in each.records and _is_reference(each)]
+    if len(same) == 1 and same[0] is not cell:
+        gained = rewards - np.asarray(same[0].records[only].returns)
+        row |= named(_GAIN, mean_of(gained, seed))
     return row
+
+
+def _is_reference(cell: Cell) -> bool:
+    return str((cell.identity.get("method") or {}).get("name")) == "text_reference"
 
 
 def shown(row: dict[str, Any]) -> dict[str, str]:
@@ -87,10 +129,17 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
     return {
         "algorithm": row["algorithm"],
         REWARD: interval(row, "reward", ".3f"),
+        **({GAIN: interval(row, _GAIN, "+.3f")} if _GAIN in row else {}),
+        **{name.replace("_", " "): _plain(row[name], ".3f") for name in sorted(row) if _is_verdict(name)},
         **{heading: _plain(row[name], form) for name, (heading, form) in _SHOWN.items()},
         "seeds": f"{int(row['seeds'])}/{int(row['seeds_expected'])}",
         "status": row["status"],
     }
+
+
+def _is_verdict(name: str) -> bool:
+    """Whether a column holds what another scorer says."""
+    return name.startswith(_OTHER) and name not in COLUMNS
 
 
 def _plain(value: Any, form: str) -> str:
@@ -103,3 +152,28 @@ def _plain(value: Any, form: str) -> str:
 def heading(row: dict[str, Any]) -> str:
     """Of the table that a row stands in."""
     return f"{row['task']}: responses"
+
+
+def clip_log(record: Record) -> str:
+    """How soon ratios stand at the upper bound of the clip: shares, and the updates up to which they are means."""
+    curves = record.curves()
+    shares, updates = curves.get("metric/at_upper", np.empty(0)), curves["metric_updates"]
+    if not np.any(shares > 0):
+        return ""
+    places = dict.fromkeys(round(place * (len(shares) - 1) / 5) for place in range(6))
+    return ", ".join(f"{shares[place]:.2f} ({updates[place]})" for place in places)
+
+
+def text_facts(cell: Cell) -> dict[str, str]:
+    """What the page says of a text cell: its model, how far scorers agree with stored scores, and clips over time."""
+    if not is_text_cell(cell):
+        return {}
+    model = cell.report.get("model") or {}
+    logs = {seed: clip_log(cell.records[seed]) for seed in cell.seeds}
+    return {
+        "model": f"{model['name']}, sha256 {model['sha256']}" if model else "",
+        "scorers": "; ".join(in_words(cell.report.get("agreement") or {})),
+        "ratios at the upper bound of the clip (up to update)": "; ".join(
+            f"seed {seed}: {log}" for seed, log in logs.items() if log
+        ),
+    }

@@ -18,7 +18,7 @@ from offon.algorithms.nn import Adam
 from offon.algorithms.noise import Noise
 from offon.algorithms.text_method import TextMethod
 from offon.benchmark.text_data import Texts, first_of
-from offon.benchmark.text_judge import BLOCK, Asked, Judge
+from offon.benchmark.text_judge import BLOCK, Asked
 from offon.datasets.errors import DataError
 
 VALUE = "value"  # among what `value_of` gives, the values themselves
@@ -31,16 +31,25 @@ def value_of(method: TextMethod, texts: Texts) -> dict[str, Tensor]:
 
     The policy still is what the reference will be.
     """
-    asked = first_of(texts.dev, method.config.value_prompts)
-    judge = Judge(method.seeds, texts.coder, texts.scorers)
-    said, _ = judge.generate(method.policy, asked, VALUE)
-    earned = judge.rewards(asked, said).to(asked.mask.device)  # [R, M]
+    asked, earned = _earned(method, texts)
     if method.config.value == "head":
         config = method.config
         fit = HeadFit(config.value_updates, config.reference_batch_size, config.value_lr)
         values, *errors = fit_head(method.policy, method.seeds, asked, earned, texts.train, fit)
         return {VALUE: values, **dict(zip(OF_HEAD, errors, strict=True))}
     return {VALUE: earned.mean(-1, keepdim=True).expand(-1, len(texts.reward)).contiguous()}
+
+
+def _earned(method: TextMethod, texts: Texts) -> tuple[Asked, Tensor]:
+    """Prompts and what the reference's responses to them earn, [R, M].
+
+    Stored scores are of logged responses alone, which then stand in for the reference's: it learned from such.
+    """
+    if texts.options.stored:
+        return texts.held_asked, texts.held_stored.expand(method.replicas, -1)
+    asked, judge = first_of(texts.dev, method.config.value_prompts), texts.judge(method.seeds)
+    said, _ = judge.generate(method.policy, asked, VALUE)
+    return asked, judge.rewards(asked, said).to(asked.mask.device)
 
 
 def check_prompts(value: str, count: int) -> None:

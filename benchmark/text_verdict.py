@@ -14,7 +14,7 @@ from offon.algorithms.sequence_losses import effective_size
 from offon.algorithms.text_method import TextMethod
 from offon.benchmark.evaluator import Evaluation
 from offon.benchmark.text_data import Texts, first_of
-from offon.benchmark.text_judge import Asked, Judge, log_probs
+from offon.benchmark.text_judge import Asked, log_probs
 from offon.benchmark.text_stepper import Course
 
 _DIGITS = 7  # of rewards, which come in single precision
@@ -32,7 +32,7 @@ class Verdict:
 @torch.no_grad()
 def rewards_on(method: TextMethod, texts: Texts, asked: Asked) -> Evaluation:
     """Rewards and lengths in words of the policy's responses to prompts on the way, [R, N]."""
-    judge = Judge(method.seeds, texts.coder, texts.scorers)
+    judge = texts.judge(method.seeds)
     said, _ = judge.generate(method.policy, asked, "dev")
     return _evaluation(judge.rewards(asked, said), said)
 
@@ -40,7 +40,7 @@ def rewards_on(method: TextMethod, texts: Texts, asked: Asked) -> Evaluation:
 @torch.no_grad()
 def verdict_on(method: TextMethod, texts: Texts, episodes: int) -> Verdict:
     """By responses to the first `episodes` test prompts, and by logged responses to prompts kept apart."""
-    judge = Judge(method.seeds, texts.coder, texts.scorers)
+    judge = texts.judge(method.seeds)
     before = log_probs(method.reference, texts.held, method.replicas)
     test = first_of(texts.test, episodes)
     metrics, rewards, said = judge.judge(method.policy, method.reference, test, texts.held, before)

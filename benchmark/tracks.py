@@ -1,7 +1,8 @@
 """Tracks: grids of settings on which a comparison runs every algorithm; `track=NAME` of `offon run`.
 
 A track is data: a name and its settings, each the overrides that make it; they may depend on the task. Whatever else
-stands on the command line goes with every setting; an option that settings state as well chooses among them.
+stands on the command line goes with every setting; an option that settings state as well chooses among them. A track of
+one setting may be a recipe, whose options are defaults.
 """
 
 from __future__ import annotations
@@ -62,6 +63,53 @@ def _at(limits: Sequence[float], **setting: str) -> tuple[Setting, ...]:
     return tuple({**setting, "cost_limit": f"{limit:g}"} for limit in limits)
 
 
+T1 = {  # a pre-trained model with adapters, minutes on a CPU
+    "task": "text/hh",
+    "seeds": "1",
+    "updates": "120",  # about half of them where advantages count
+    "eval_every": "60",
+    "eval_episodes": "32",
+    "final_episodes": "208",
+    "data.prompt_words": "64",
+    "data.response_words": "32",
+    "data.train_rows": "512",
+    "data.held_rows": "64",
+    "data.also": "ridge",
+    "algorithm.reference_updates": "0",
+    "algorithm.batch_size": "8",
+    "algorithm.value_prompts": "64",
+    "algorithm.precision": "bfloat16",
+}
+T2 = {  # a pre-trained model, all of it, minutes on a GPU
+    "task": "text/hh",
+    "seeds": "1",
+    "updates": "140",
+    "eval_every": "140",
+    "checkpoint_seconds": "600",  # each holds all weights and their moments, 2 GB for 135 million
+    "data.prompt_words": "256",
+    "data.response_words": "96",
+    "data.history": "true",
+    "data.reward": "ridge",
+    "data.also": "head+vader",
+    "data.stored": "true",
+    "algorithm.tune": "full",
+    "algorithm.precision": "bfloat16",
+    "algorithm.lr": "2e-5",
+    "algorithm.reference_lr": "2e-5",
+    "algorithm.reference_updates": "280",  # four times through the half of the responses that the head does not learn
+}
+
+
+def _recipe(setting: Setting) -> Callable[[Mapping[str, str]], tuple[Setting, ...]]:
+    """One setting, of which every option may be given otherwise; a file of one's own stands instead of its task."""
+
+    def with_given(given: Mapping[str, str]) -> tuple[Setting, ...]:
+        kept = {name: value for name, value in setting.items() if name != "task" or "dataset" not in given}
+        return ({name: given.get(name, value) for name, value in kept.items()},)
+
+    return with_given
+
+
 TRACKS = {
     track.name: track
     for track in (
@@ -80,6 +128,20 @@ TRACKS = {
             "that knows no limit is trained once and judged at all of them",
             _cost_limits({}),
             _cost_limits,
+        ),
+        Track(
+            "text-t1",
+            "text methods on a pre-trained model, data.model=FOLDER, with adapters, small enough for a CPU; each of "
+            "these options may be given otherwise",
+            (T1,),
+            _recipe(T1),
+        ),
+        Track(
+            "text-t2",
+            "text methods on a pre-trained model, data.model=FOLDER, all of whose weights are trained, on a GPU, with "
+            "stored scores as rewards; each of these options may be given otherwise",
+            (T2,),
+            _recipe(T2),
         ),
     )
 }

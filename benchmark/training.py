@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,10 @@ class Training(ABC):
         """Files that only this protocol puts beside the record of a replica, by name."""
         return {}
 
+    def _weights(self) -> Iterable[Tensor]:
+        """What training changes, [R, ...] each; a replica in which one is not finite is broken."""
+        return self.method.parameters()
+
     def _made(self) -> int:
         """Progress that took the time of this run."""
         return self.done
@@ -142,8 +146,8 @@ class Training(ABC):
     def _freeze_broken(self, before: dict[str, Tensor], totals: dict[str, Tensor], stop: int) -> None:
         """Puts replicas with non-finite numbers back to how they were, and keeps them so."""
         sound = torch.stack([total for total in totals.values()]).isfinite().all(0)
-        for parameter in self.method.parameters():
-            sound &= parameter.flatten(1).sum(1).isfinite()
+        for weight in self._weights():
+            sound &= weight.flatten(1).sum(1).isfinite()
         broken = ~sound & ~self.failed
         self.failed |= broken
         if not self.failed.any():
@@ -280,6 +284,7 @@ class Training(ABC):
                 "total": train + self.seconds["evaluate"],
             },
             "cpu_seconds": self.seconds["cpu"],
+            "peak_memory_mb": provenance.peak_memory_mb(self.job.device),
             "updates_per_second": self._made() / train if train else None,
             "resumed": int(self.seconds["resumed"]),
         }

@@ -13,8 +13,8 @@ from torch import Tensor
 from offon.algorithms.interface import Spec
 from offon.algorithms.noise import Noise
 from offon.algorithms.text_method import TextMethod
-from offon.benchmark.text_data import TextOptions, Texts, texts_of
-from offon.benchmark.text_judge import Judge
+from offon.benchmark.text_data import Texts, texts_of
+from offon.benchmark.text_options import TextOptions
 from offon.benchmark.text_stepper import TextStepper
 from offon.datasets.dialogues import Dialogues, Response, part_of
 
@@ -43,7 +43,7 @@ def talk(count: int = _PROMPTS) -> Dialogues:
 @cache
 def made_up_texts() -> Texts:
     """The talk as numbers, judged by its goodness."""
-    return texts_of(talk(), "talk", "own", _OPTIONS, goodness)
+    return texts_of(talk(), "talk", "own", _OPTIONS, {"goodness": goodness})
 
 
 def turned_round(texts: Texts) -> Texts:
@@ -52,7 +52,7 @@ def turned_round(texts: Texts) -> Texts:
     def badness(asked: Sequence[str], said: Sequence[str]) -> list[float]:
         return [1.0 - each for each in goodness(asked, said)]
 
-    return replace(texts, reward=1.0 - texts.reward, scorer=badness)
+    return replace(texts, reward=1.0 - texts.reward, scorers={"badness": badness})
 
 
 class OddRows(TextStepper):
@@ -93,7 +93,7 @@ class TextTrial:
     def earned(self) -> Tensor:
         """Mean reward [R] of the policy's responses to test prompts."""
         texts = self._inner.texts
-        judge = Judge(self.method.seeds, texts.coder, texts.scorers)
+        judge = texts.judge(self.method.seeds)
         with torch.no_grad():
             said, _ = judge.generate(self.method.policy, texts.test, "test")
         return judge.rewards(texts.test, said).mean(-1)

@@ -5,7 +5,7 @@ import pytest
 from offon import envs
 from offon.benchmark.generated import is_generated
 from offon.benchmark.tasks import TaskError, get_task, load_tasks, own_task, suite_of
-from offon.benchmark.text_data import TextOptions, is_text
+from offon.benchmark.text_options import TextOptions, is_text
 from offon.benchmark.text_reward import ENV, PACKAGES
 from offon.datasets.catalogue import DATASETS
 from offon.envs.base import EnvError

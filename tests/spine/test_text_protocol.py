@@ -72,6 +72,7 @@ def test_a_record_holds_the_reward_of_each_response_and_how_they_came_about(run)
         assert record.cell["data"]["options"]["response_words"] == 5 and record.task == "own/own"
         report = record.result["report"]
         assert (report["score_min"], report["score_max"], report["horizon"]) == (0.0, 1.0, 5)
+        assert report["agreement"]["vader"]["pearson"] is None and "model" not in report  # all stored scores are alike
         assert len(record.returns) == 6 and (0 <= record.returns).all() and (record.returns <= 1).all()
         summary = record.summary
         assert set(summary) == METRICS | {"updates", "training"}
@@ -335,8 +336,12 @@ def test_samples_that_cannot_be_read_are_none(tmp_path):
         ("algorithm.value=mlp", "expected algorithm.value among constant, head, got 'mlp'"),
         ("algorithm.variant=ppo", "expected variant among nll, "),
         ("algorithm.normalize_obs=true", "leave algorithm.normalize_obs"),
-        ("algorithm.reference_updates=0", "expected algorithm.reference_updates in [1, inf), got 0"),
-        ("data.reward=length", "expected data.reward among vader, ridge, got 'length'"),
+        ("algorithm.reference_updates=0", "expected algorithm.reference_updates of at least 1, got 0: models"),
+        ("algorithm.reference_updates=-1", "expected algorithm.reference_updates in [0, inf), got -1"),
+        ("data.reward=length", "expected data.reward among vader, ridge, head, got 'length'"),
+        ("data.also=length", "expected data.also as names of vader, ridge, head with + between, got 'length'"),
+        ("data.reward=head", "expected data.model=FOLDER, a pre-trained model, for the scorer head"),
+        ("data.model=nowhere", "nowhere: expected a folder with config.json"),
         ("data.respons_words=5", "texts have no option data.respons_words; did you mean data.response_words?"),
         ("data.vocabulary=many", "expected data.vocabulary of type int, got 'many'"),
         ("data.prompt_words=1", "expected data.prompt_words of at least 2, got 1"),

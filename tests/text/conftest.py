@@ -82,10 +82,14 @@ def talk(count: int = 300) -> Dialogues:
     return Dialogues(tuple(responses), {"talk": "0"}, 0)
 
 
-@pytest.fixture
-def own(tmp_path) -> Path:
-    """The talk as a file of one's own."""
-    path = tmp_path / "own.jsonl"
+def write_talk(path: Path) -> Path:
+    """Writes the talk as JSON lines."""
     lines = [{"prompt": each.prompt, "response": each.text, "reward": each.reward} for each in talk().responses]
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """The talk as a file of one's own."""
+    return write_talk(tmp_path / "own.jsonl")

@@ -134,7 +134,7 @@ def test_a_branch_begins_as_its_parent_and_learns_alone(net, batch, tuning):
     assert not before.requires_grad
     child = parent.branch("policy")
     assert torch.equal(child.log_prob(*batch), before)  # the ratio is one
-    assert all(each.dtype == torch.float32 for each in child.state().values())
+    assert all(each.dtype == torch.float32 and each.shape[0] == 1 for each in child.state().values())
     info = learn(child, batch, before)
     assert info["log_ratio"] > 0.1
     assert torch.equal(parent.log_prob(*batch), before)
@@ -152,6 +152,25 @@ def test_adapters_alone_are_trained_where_there_are_some(net):
     assert sum(each.numel() for each in names.values()) == 2 * 2 * (2 * 16 + 16 + 8)  # rank 2, two layers
     whole = made(net, rank=0).branch("policy")
     assert sum(each.numel() for each in whole.state().values()) == sum(each.numel() for each in net.parameters())
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_state_holds_what_is_trained_and_nothing_else(net, batch, rank):
+    base = made(net, rank=rank)
+    child = base.branch("policy")
+    assert not base.state() and not base.state_dict()
+    kept = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    assert len(kept) == len(child.state()) and all(each.shape[0] == 1 for each in kept.values())
+    before = child.log_prob(*batch).clone()
+    learn(child, batch, before.detach())
+    assert all(not torch.equal(tensor, kept[name]) for name, tensor in child.state_dict().items())
+    for name, tensor in child.state_dict().items():
+        tensor.copy_(kept[name])  # as a run that goes on does
+    assert torch.equal(child.log_prob(*batch), before)
+    learn(child.to("cpu"), batch, before.detach())  # a move leaves the state what is trained
+    assert not torch.equal(child.log_prob(*batch), before)
+    child.load({name: kept[name.replace(".", "/")] for name in child.state()})
+    assert torch.equal(child.log_prob(*batch), before)
 
 
 def test_layers_that_are_not_there_are_named(net):
