@@ -23,7 +23,7 @@ from offon.benchmark.evaluator import Evaluation
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import snapshot
 from offon.benchmark.text_data import Texts, first_of
-from offon.benchmark.text_reward import reward_version
+from offon.benchmark.text_reward import HEAD, reward_version
 from offon.benchmark.text_samples import SAMPLES, samples_file
 from offon.benchmark.text_stepper import LOG_PROBS, TextStepper
 from offon.benchmark.text_value import OF_HEAD, VALUE, check_prompts, value_of
@@ -75,6 +75,7 @@ class TextTraining(Training):
         known.append(registry.file_sha256(self.method.name))  # of a file of one's own, which may learn in another way
         of_model = _OF_WORDS if data.net is None else _OF_PRETRAINED
         known += [getattr(config, name) for name in (*_OF_REFERENCE, *of_model)]
+        known += [] if data.net is None else [reward_version(HEAD)]  # of the package that computes with the model
         of_value = [reward_version(data.options.reward), *(getattr(config, name) for name in _OF_VALUE)]
         folder = cache_folder() / "text"
         names = (f"reference-{kept.key_of(*known)}", f"value-{kept.key_of(*known, *of_value)}")

@@ -60,16 +60,20 @@ _OF_PROMPTS = (
     " Where there is one seed, intervals are over prompts, which says nothing of the spread between seeds; the gain is "
     "that over the reference on the same prompts."
 )
-_OF_OTHERS = (
-    " Other scorers' verdicts stand beside the reward that was trained on. Agreement: correlation of each scorer with "
-    "stored scores of responses to prompts kept apart."
-)
+_OF_OTHERS = " Other scorers' verdicts stand beside the reward that judges in training."
 
 
 def reading(frame: pd.DataFrame) -> str:
     """How to read the rows of a board."""
-    others = any(name.startswith((_OTHER, _AGREES)) for name in frame.columns if name not in COLUMNS)
-    return READING + _OF_PROMPTS * (_OVER in frame.columns) + _OF_OTHERS * others
+    others = any(map(_is_verdict, frame.columns))
+    told: dict[str, None] = {}
+    for name in frame.columns:
+        if name.startswith(_AGREES):
+            known = frame[frame[name].notna()]
+            scorer = name.removeprefix(_AGREES)
+            told |= dict.fromkeys(f"{row['task']}, {scorer}: {row[name]:.3f}" for row in known.to_dict("records"))
+    agreement = f" Correlation with stored scores of responses kept apart: {'; '.join(told)}." if told else ""
+    return READING + _OF_PROMPTS * (_OVER in frame.columns) + _OF_OTHERS * others + agreement
 
 
 def is_text_cell(cell: Cell) -> bool:

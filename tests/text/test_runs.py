@@ -232,6 +232,7 @@ def test_a_board_of_one_seed_has_intervals_over_prompts_and_the_gain_over_the_re
     assert float(rows["text_lol"]["agreement_ridge"]) > 0.9 and float(rows["text_lol"]["reward_ridge"]) < 1.0
     markdown, page = ((board / name).read_text() for name in ("leaderboard.md", "index.html"))
     assert "gain [95 %]" in markdown and "reward ridge" in markdown and "intervals are over prompts" in markdown
+    assert "Correlation with stored scores of responses kept apart: own/own, " in markdown and "ridge: 0.9" in markdown
     assert "ridge (a TF-IDF ridge fitted to the stored scores of the train prompts): r 0.9" in page
     assert "<dt>model</dt><dd>model " in page and "What the models say" in page
     assert "ratios at the upper bound of the clip (up to update)</dt><dd>seed 0: 0.00 (1)" in page
