@@ -26,7 +26,7 @@ from offon.benchmark.tracks import settings_of
 
 DEFAULT_ALGORITHM = "iql"
 MAX_SEEDS = 10_000
-_TEXTS = ("algorithm", "task", "dataset", "env", "out")  # names and paths
+_TEXTS = ("algorithm", "task", "dataset", "env", "out", "data.model")  # names and paths
 _ONCE = ("track", "out", "workers", "device", "checkpoint_seconds", "progress")  # of the command, not of a run
 _FREE = ("dynamics.", "data.", "corruption.")  # what may follow is the simulator's or the data's to say
 

@@ -21,7 +21,7 @@ from offon.benchmark import text_models
 from offon.benchmark.chat import Chat
 from offon.benchmark.text_judge import Asked, Columns, Judge
 from offon.benchmark.text_options import HH, TextOptions, text_options
-from offon.benchmark.text_reward import HEAD, Scorer
+from offon.benchmark.text_reward import HEAD, Scorer, stored_scores
 from offon.benchmark.text_scorers import agreement, make_scorers
 from offon.benchmark.words import Coder, Turns, Vocabulary
 from offon.datasets.dialogues import Dialogues, Response, check_parts, for_scorer, read_hh, read_own
@@ -210,7 +210,7 @@ def texts_of(
 
     train = columns(logged)
     if options.stored:
-        reward = [each.reward for each in logged]
+        reward = stored_scores(logged).tolist()
     else:
         seen = [coder.text(row) for row in train[2].tolist()]
         reward = next(iter(scorers.values()))([each.prompt for each in logged], seen)

@@ -78,12 +78,17 @@ def ridge(dialogues: Dialogues) -> Scorer:
 
 def logits(responses: Sequence[Response]) -> np.ndarray:
     """Of stored scores, within -6 ... 6; ValueError if one is no probability."""
+    within = np.clip(stored_scores(responses), 0.0025, 0.9975)
+    return np.log(within / (1.0 - within))
+
+
+def stored_scores(responses: Sequence[Response]) -> np.ndarray:
+    """Of logged responses; ValueError if one is no probability."""
     stored = np.array([each.reward for each in responses])
     if ((stored < 0) | (stored > 1)).any():
         found = f"{stored.min():g} ... {stored.max():g}"
         raise ValueError(f"expected stored scores in [0, 1], found {found}; map the rewards of your data into it")
-    within = np.clip(stored, 0.0025, 0.9975)
-    return np.log(within / (1.0 - within))
+    return stored
 
 
 def _lengths(prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:

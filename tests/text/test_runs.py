@@ -171,7 +171,7 @@ def test_methods_share_the_reference_and_its_value_to_the_bit(run, cache, monkey
 
 def test_a_folder_elsewhere_gives_the_same_row_and_another_model_another(run, folder, tmp_path, capsys, command):
     first = final_bytes(run())
-    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
+    elsewhere = shutil.copytree(folder, tmp_path / "else where (2)")
     assert final_bytes(run(out="again", model=elsewhere)) == first
     assert main(command(model=elsewhere)) == 0 and "have a record already" in capsys.readouterr().err
     (elsewhere / "README.md").write_text("changed")
@@ -318,9 +318,10 @@ def test_missing_scores_and_empty_responses_are_named(command, own, tmp_path, ca
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_scorers_that_are_fitted_need_stored_scores_that_are_probabilities(command, own, tmp_path, capsys):
+@pytest.mark.parametrize("override", ["data.also=head", "data.stored=true"])
+def test_stored_scores_that_are_used_are_probabilities(command, own, tmp_path, capsys, override):
     own.write_text(own.read_text().replace('"reward": 1.0', '"reward": 2.0'))
-    assert main(command("data.also=head")) == 2
+    assert main(command(override)) == 2
     assert "expected stored scores in [0, 1], found 0 ... 2" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
