@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from offon.algorithms.interface import identity_of
 from offon.algorithms.text_lol import TextLoL, TextReference
 from offon.benchmark.cli import main
 from offon.benchmark.config import expand
@@ -155,6 +156,14 @@ def test_what_an_identity_says_of_options_is_what_it_always_said():
     first = {"reward": "vader", "prompt_words": 16, "response_words": 24, "vocabulary": 2000}
     assert TextOptions().described() == first
     assert TextOptions(greedy=True, also="ridge").described() == first | {"greedy": True, "also": "ridge"}
+
+
+def test_an_identity_leaves_younger_settings_out_where_they_are_at_their_defaults():
+    values = asdict(TextLoL.Config()) | {"adapted": ["q_proj", "k_proj", "v_proj", "o_proj"]}  # as JSON has it
+    found = identity_of(TextLoL.Config, values)
+    assert values.keys() - found.keys() == {"tune", "rank", "adapted", "precision", "filtered"}
+    changed = identity_of(TextLoL.Config, values | {"rank": 4, "filtered": False, "adapted": ["q_proj"]})
+    assert changed == found | {"rank": 4, "filtered": False, "adapted": ["q_proj"]}
 
 
 def test_vader_hears_what_is_friendly():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from offon.benchmark.config import ConfigError, expand
+from offon.benchmark.options import RunOptions
 from offon.benchmark.tracks import TRACKS, TrackError, get_track, settings_of
 
 GRID = ["none", *("obs", "action", "reward", "dynamics") * 2]
@@ -66,3 +67,17 @@ def test_without_a_track_there_is_one_setting():
 def test_every_track_is_named_and_told():
     for name, track in TRACKS.items():
         assert get_track(name) is track and track.name == name and track.what and track.settings
+
+
+def test_a_recipe_is_one_setting_whose_options_are_defaults():
+    (composed,) = expand(["track=text-t1", "algorithm=text_lol/nll", "data.model=folder"], False)
+    options = composed.options
+    assert (options.task, options.updates, options.final_episodes, options.seeds) == ("text/hh", 120, 208, 1)
+    assert options.data["model"] == "folder" and options.data["response_words"] == 32
+    assert (composed.config["batch_size"], composed.config["variant"]) == (8, "nll")
+    given = ["updates=7", "algorithm.batch_size=3", "data.response_words=9", "dataset=mine.jsonl"]
+    (changed,) = expand(["track=text-t1", "algorithm=text_reference", *given], False)
+    assert (changed.options.updates, changed.config["batch_size"], changed.options.data["response_words"]) == (7, 3, 9)
+    assert (changed.options.dataset, changed.options.task) == ("mine.jsonl", RunOptions.task)
+    whole = expand(["track=text-t2", "algorithm=text_reference,text_lol"], True)
+    assert {each.config["tune"] for each in whole} == {"full"} and {each.config["lr"] for each in whole} == {2e-5}
