@@ -174,10 +174,12 @@ def text_facts(cell: Cell) -> dict[str, str]:
         return {}
     model = cell.report.get("model") or {}
     logs = {seed: clip_log(cell.records[seed]) for seed in cell.seeds}
+    peaks = [record.provenance.get("peak_memory_mb", 0) for record in cell.records.values()]
     return {
         "model": f"{model['name']}, sha256 {model['sha256']}" if model else "",
         "scorers": "; ".join(in_words(cell.report.get("agreement") or {})),
         "ratios at the upper bound of the clip (up to update)": "; ".join(
             f"seed {seed}: {log}" for seed, log in logs.items() if log
         ),
+        "peak memory": f"{max(peaks):,} MB" if any(peaks) else "",
     }
