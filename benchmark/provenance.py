@@ -14,6 +14,7 @@ _PACKAGES = (
     *("offon", "torch", "numpy", "gymnasium", "mujoco", "h5py", "safetensors", "hydra-core", "pandas"),
     *("transformers", "peft"),
 )
+_CODE = ("offon", "algorithms", "benchmark", "envs", "datasets")  # folders of a checkout; data and notes may lie beside
 
 
 def _git(*arguments: str) -> str | None:
@@ -28,11 +29,11 @@ def _git(*arguments: str) -> str | None:
 
 
 def revision() -> tuple[str | None, bool | None]:
-    """The commit of the running code and whether files differ from it; (None, None) outside a checkout of ours."""
+    """The commit of the running code and whether code differs from it; (None, None) outside a checkout of ours."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != Path(__file__).resolve().parent.parent:
         return None, None
-    status = _git("status", "--porcelain")
+    status = _git("status", "--porcelain", "--", *(f":/{folder}" for folder in _CODE))
     return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 

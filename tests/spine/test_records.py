@@ -3,11 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
-from offon.benchmark import records
+from offon.benchmark import provenance, records
 from offon.benchmark.files import to_json
 from offon.benchmark.records import RecordError, UnknownSchemaError, identity, read_record, scan, write_record
 
@@ -181,6 +182,26 @@ def test_provenance_says_where_a_number_came_from(record):
     assert found["wall_seconds"]["train"] > 0 and found["cpu_seconds"] > 0 and found["updates_per_second"] > 0
     assert found["resumed"] == 0 and "revision" in found and "dirty" in found
     assert record.result["run"]["replicas"] == 2 and record.result["run"]["seeds"] == [0, 1]
+
+
+def test_code_is_uncommitted_where_code_differs_not_where_data_lie_beside_it(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=x", "-c", "user.email=x@x", "-c", "init.defaultBranch=main")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+
+    code = tmp_path / "benchmark" / "provenance.py"
+    code.parent.mkdir()
+    code.write_text("one = 1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(provenance, "__file__", str(code))
+    commit, dirty = provenance.revision()
+    assert len(commit) == 40 and dirty is False
+    (tmp_path / "log.hdf5").write_bytes(b"data")
+    assert provenance.revision() == (commit, False)
+    (tmp_path / "benchmark" / "new.py").write_text("two = 2")
+    assert provenance.revision() == (commit, True)
 
 
 def test_a_resume_writes_a_broken_record_again(finished, record, offon):
