@@ -37,8 +37,11 @@ results: $(VENV)/.installed
 	$(BIN)/offon leaderboard results/online --out results/online/board --check
 	$(BIN)/offon leaderboard results/hybrid --out results/hybrid/board --check
 	$(BIN)/offon leaderboard results/robust --out results/robust/board --check
+	$(BIN)/offon leaderboard results/riql --out results/riql/board --check
+	$(BIN)/offon leaderboard results/control --out results/control/board --check
 	$(BIN)/offon leaderboard results/safe --out results/safe/board --check
 	$(BIN)/offon leaderboard results/text --out results/text/board --check
+	$(BIN)/offon leaderboard results/text-t1 --out results/text-t1/board --check
 
 install: $(VENV)/.installed
 
