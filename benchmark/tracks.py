@@ -64,6 +64,7 @@ def _at(limits: Sequence[float], **setting: str) -> tuple[Setting, ...]:
 
 
 T1 = {  # a pre-trained model with adapters, minutes on a CPU
+    "algorithm": "text_lol",
     "task": "text/hh",
     "seeds": "1",
     "updates": "120",  # about half of them where advantages count
@@ -81,6 +82,7 @@ T1 = {  # a pre-trained model with adapters, minutes on a CPU
     "algorithm.precision": "bfloat16",
 }
 T2 = {  # a pre-trained model, all of it, minutes on a GPU
+    "algorithm": "text_lol",
     "task": "text/hh",
     "seeds": "1",
     "updates": "140",

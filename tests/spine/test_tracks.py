@@ -81,3 +81,5 @@ def test_a_recipe_is_one_setting_whose_options_are_defaults():
     assert (changed.options.dataset, changed.options.task) == ("mine.jsonl", RunOptions.task)
     whole = expand(["track=text-t2", "algorithm=text_reference,text_lol"], True)
     assert {each.config["tune"] for each in whole} == {"full"} and {each.config["lr"] for each in whole} == {2e-5}
+    (unnamed,) = expand(["track=text-t1"], False)
+    assert (unnamed.label, unnamed.config["variant"]) == ("text_lol", "a_lol")
