@@ -17,7 +17,7 @@ from offon.benchmark.protocols import PHASES, PROTOCOLS
 from offon.benchmark.replay import Replay, columns_of
 from offon.benchmark.rollout import Policy
 from offon.benchmark.text_data import Texts, load_texts
-from offon.benchmark.text_options import WORDS, is_text
+from offon.benchmark.text_options import is_text, text_options
 from offon.benchmark.text_reward import ENV, reward_version
 from offon.datasets import selection, transforms
 from offon.datasets.errors import DataError
@@ -187,7 +187,7 @@ def method_class(algorithm: dict[str, Any]) -> type[Method]:
 
 def most_replicas(job: Job) -> int | None:
     """How many replicas one program may train; None: any number. A pre-trained model is one."""
-    if is_text(job.data["dataset"]) and job.data["options"].get("model", WORDS) != WORDS:
+    if is_text(job.data["dataset"]) and text_options(job.data["options"]).is_pretrained:
         return 1
     return method_class(job.algorithm).max_replicas
 

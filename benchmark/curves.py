@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_POINTS = 100  # of training metrics, over a run
+POINTS = 100  # of training metrics, over a run
 
 
 def log_every(budget: int, looks: int) -> int:
     """Progress between points of the curves of metrics: about a hundred points, each where somebody looks."""
-    return max(looks, -(-budget // (looks * _POINTS)) * looks)
+    return max(looks, -(-budget // (looks * POINTS)) * looks)
 
 
 @dataclass

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,7 @@ class Texts:
     """Logged responses for training and, of other prompts, to judge by; prompts to be responded to."""
 
     identity: DataIdentity
+    dialogues: Dialogues  # as they were read
     options: TextOptions
     coder: Coder
     scorers: Mapping[str, Scorer]  # by name; the first is the reward
@@ -50,7 +52,11 @@ class Texts:
     tokens: int  # how many different ones there are
     net: Any = None  # a pre-trained model, on the CPU; it stays as it is
     model: Mapping[str, str] = field(default_factory=dict)  # what is known of it: name and sha256
-    agreement: Mapping[str, Any] = field(default_factory=dict)  # of each scorer with stored scores
+
+    @cached_property
+    def agreement(self) -> dict[str, Any]:
+        """Of each scorer with stored scores; only who reports asks, as it takes a while."""
+        return {name: agreement(scorer, self.dialogues) for name, scorer in self.scorers.items()}
 
     @property
     def transformed(self) -> DataIdentity:
@@ -77,46 +83,43 @@ class Texts:
 
     def reported(self) -> dict[str, Any]:
         """What a record says of them beside what determines its numbers."""
-        return {"agreement": dict(self.agreement), **({"model": dict(self.model)} if self.model else {})}
+        return {"agreement": self.agreement, **({"model": dict(self.model)} if self.model else {})}
 
     def few(self) -> Texts:
         """A few rows of everything, and a few words of each."""
-
-        def asked(part: Asked) -> Asked:
-            return Asked(part.last[:_FEW], part.numbers[:_FEW, -_SHORT:], part.mask[:_FEW, -_SHORT:])
-
-        def columns(part: Columns) -> Columns:
-            prompt, prompt_mask, response, mask = (column[:_FEW] for column in part)
-            return prompt[:, -_SHORT:], prompt_mask[:, -_SHORT:], response[:, :_SHORT], mask[:, :_SHORT]
-
-        return replace(
-            self,
-            reward=self.reward[:_FEW],
-            train=columns(self.train),
-            held=columns(self.held),
-            held_asked=asked(self.held_asked),
-            held_stored=self.held_stored[:_FEW],
-            dev=asked(self.dev),
-            test=asked(self.test),
-        )
+        return self._each(lambda t: t[:_FEW, -_SHORT:], lambda t: t[:_FEW, :_SHORT], lambda t: t[:_FEW], _FEW)
 
     def to(self, device: torch.device | str) -> Texts:
         """The same on a device, but for the model, which every method copies."""
 
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.to(device)
+
+        return self._each(there, there, there)
+
+    def _each(
+        self,
+        of_prompts: Callable[[Tensor], Tensor],
+        of_responses: Callable[[Tensor], Tensor],
+        of_rows: Callable[[Tensor], Tensor],
+        count: int | None = None,
+    ) -> Texts:
+        """The same with each tensor changed: of prompts [N, P], of responses [N, T], of rows [N]; so many prompts."""
+
         def asked(part: Asked) -> Asked:
-            return Asked(part.last, part.numbers.to(device), part.mask.to(device))
+            return Asked(part.last[:count], of_prompts(part.numbers), of_prompts(part.mask))
 
         def columns(part: Columns) -> Columns:
-            prompt, prompt_mask, response, mask = (column.to(device) for column in part)
-            return prompt, prompt_mask, response, mask
+            prompt, prompt_mask, response, mask = part
+            return of_prompts(prompt), of_prompts(prompt_mask), of_responses(response), of_responses(mask)
 
         return replace(
             self,
-            reward=self.reward.to(device),
+            reward=of_rows(self.reward),
             train=columns(self.train),
             held=columns(self.held),
             held_asked=asked(self.held_asked),
-            held_stored=self.held_stored.to(device),
+            held_stored=of_rows(self.held_stored),
             dev=asked(self.dev),
             test=asked(self.test),
         )
@@ -218,6 +221,7 @@ def texts_of(
     files = json.dumps(sorted(dialogues.files.values())).encode()
     return Texts(
         identity=DataIdentity(name, hashlib.sha256(files).hexdigest(), status, source),
+        dialogues=dialogues,
         options=options,
         coder=coder,
         scorers=scorers,
@@ -230,5 +234,4 @@ def texts_of(
         test=asked(prompts["test"]),
         tokens=len(coder) if isinstance(coder, Vocabulary) else net.config.vocab_size,
         net=net,
-        agreement={name: agreement(scorer, dialogues) for name, scorer in scorers.items()},
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from offon.algorithms.interface import identity_of
 from offon.benchmark.text_reward import HEAD, PACKAGES
 from offon.datasets.errors import DataError
 from offon.datasets.options import typed
@@ -14,12 +15,13 @@ from offon.datasets.options import typed
 HH = "text/hh"
 WORDS = "words"  # the model that needs no folder
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-_FIRST = ("reward", "prompt_words", "response_words", "vocabulary")  # identities say them always
 
 
 @dataclass(frozen=True)
 class TextOptions:
     """`data.KEY=VALUE` of `offon run`: how texts are read, and what judges responses."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("also", "stored", "history", "train_rows", "held_rows", "greedy")
 
     reward: str = "vader"  # how positive a response sounds; or ridge or head, fitted to the stored scores
     prompt_words: int = 16  # of a prompt the last words, with the sign to begin; of a pre-trained model: tokens
@@ -62,11 +64,10 @@ class TextOptions:
 
     def described(self) -> dict[str, Any]:
         """What an identity says of them: not where the model's folder is, and nothing of younger ones at a default."""
-        defaults = {entry.name: entry.default for entry in fields(self)}
-        given = {name: value for name, value in asdict(self).items() if name in _FIRST or value != defaults[name]}
-        given.pop("model", None)
+        given = identity_of(type(self), asdict(self))
+        del given["model"]
         if self.is_pretrained:
-            given.pop("vocabulary")  # the model brings its own
+            del given["vocabulary"]  # the model brings its own
         return given
 
 

@@ -19,6 +19,7 @@ from offon.algorithms.interface import Method
 from offon.algorithms.text_method import TextMethod
 from offon.benchmark import kept
 from offon.benchmark.builder import PROTOCOL_VERSION
+from offon.benchmark.curves import POINTS
 from offon.benchmark.evaluator import Evaluation
 from offon.benchmark.runs import Job
 from offon.benchmark.stepper import snapshot
@@ -32,7 +33,6 @@ from offon.benchmark.training import Training
 from offon.datasets.hashes import cache_folder
 
 _WAIT_SECONDS = 0.2
-_CURVE_POINTS = 100  # of training metrics, over a run
 _OF_REFERENCE = ("reference_updates", "reference_batch_size", "reference_lr", "max_grad_norm")
 _OF_WORDS, _OF_PRETRAINED = ("width", "layers"), ("tune", "rank", "adapted", "precision")
 _OF_VALUE = ("value", "value_prompts", "value_updates", "value_lr")
@@ -58,7 +58,7 @@ class TextTraining(Training):
         self._last: int = self.budget
         self.stepper = make_stepper(self.job, self.method, self.data, self.job.device)
         self.texts = self.stepper.texts
-        self._log_every = max(self.stepper.chunk, -(-self.stepper.updates // _CURVE_POINTS))
+        self._log_every = max(self.stepper.chunk, -(-self.stepper.updates // POINTS))
         self._due = False  # whether the learning curve gets a point
         self._seen: tuple[int, Evaluation] | None = None  # the last evaluation, and after how many updates
         self._judged: Verdict | None = None

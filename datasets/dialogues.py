@@ -51,10 +51,6 @@ class Dialogues:
         """The responses of one part."""
         return [response for response in self.responses if response.part == part]
 
-    def prompts(self, part: str) -> list[str]:
-        """What the users of one part said, each once, in the order of the files."""
-        return list(dict.fromkeys(response.prompt for response in self.of(part)))
-
 
 def check_parts(*parts: Collection[object]) -> None:
     """Refuse data of which a part, responses of train or prompts of dev and test, is empty.

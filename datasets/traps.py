@@ -9,6 +9,7 @@ PIPELINE_STALE = (
 )
 NO_CHECKSUM = "no checksum is published: the first download is trusted, its sha256 noted and later files held to it"
 _SAME_STARTS = "train and val start from the same initial observations, trajectory by trajectory; val is no fresh draw"
+_NO_SPEEDING = "trajectories with any reward under -99 were dropped when it was collected"
 _UNSCALED = (
     "IQL as published, on observations as they are, ends here in {}; with algorithm.normalize_obs=true it does not"
 )
@@ -35,11 +36,8 @@ TRAPS: dict[str, tuple[str, ...]] = {
     "neorl2/Pipeline-stale-val": ("stale like the train file of its repository; a single constant action throughout",),
     "neorl2/RocketRecovery": ("the benchmark uses only the first 100 trajectories, and so does this reader",),
     "neorl2/RocketRecovery-val": ("the benchmark uses only the first 25 trajectories; all 146 are read here",),
-    "neorl2/SafetyHalfCheetah": (
-        "trajectories with any reward under -99 were dropped when it was collected",
-        _UNSCALED.format("running over the speed limit"),
-    ),
-    "neorl2/SafetyHalfCheetah-val": ("trajectories with any reward under -99 were dropped when it was collected",),
+    "neorl2/SafetyHalfCheetah": (_NO_SPEEDING, _UNSCALED.format("running over the speed limit")),
+    "neorl2/SafetyHalfCheetah-val": (_NO_SPEEDING,),
     "neorl2/Salespromotion": ("dropped from the published benchmark: there is no result to compare with",),
     "neorl2/Salespromotion-val": ("dropped from the published benchmark: there is no result to compare with",),
     "neorl2/Simglucose": (_SAME_STARTS, _UNSCALED.format("a corner of the action space, whatever the data")),

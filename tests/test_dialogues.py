@@ -67,7 +67,7 @@ def test_all_responses_to_a_prompt_are_in_one_part_and_eight_in_ten_prompts_are_
     assert all(len(part) == 1 for part in parts.values())
     shares = Counter(part for (part,) in parts.values())
     assert 760 < shares["train"] < 840 and 70 < shares["dev"] < 130 and 70 < shares["test"] < 130
-    assert len(found.prompts("train")) == shares["train"]
+    assert len({each.prompt for each in found.of("train")}) == shares["train"]
     assert part_of("Hello  you") == part_of("hello you ")
 
 

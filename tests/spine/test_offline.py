@@ -45,7 +45,7 @@ def test_evaluation_draws_no_randomness_of_training(train, finished, every):
 
 
 def test_logging_more_seldom_changes_nothing(train, finished, monkeypatch):
-    monkeypatch.setattr(curves, "_POINTS", 2)
+    monkeypatch.setattr(curves, "POINTS", 2)
     other = train(out=finished.twin("other"))
     assert same(finished.weights(), other.weights())
     often, seldom = finished.by_seed()[0], other.by_seed()[0]
